@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from tests import fix_mariadb
 
-BACKENDS = ("sqlite-file", "sqlite-memory", "postgresql") + (
-    ("mariadb",) if fix_mariadb.ENABLED else ()
-)
+BACKENDS = ("sqlite-file", "sqlite-memory", "postgresql") + (("mariadb",) if fix_mariadb.ENABLED else ())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,13 +66,13 @@ def _sqlite_engine(url: str) -> sa.Engine:
     """
     engine = sa.create_engine(url)
 
-    @sa.event.listens_for(engine, "connect")
+    @event.listens_for(engine, "connect")
     def _configure(dbapi_connection: Any, _record: object) -> None:
         dbapi_connection.isolation_level = None
         dbapi_connection.execute("PRAGMA foreign_keys = ON")
         dbapi_connection.execute("PRAGMA synchronous = OFF")
 
-    @sa.event.listens_for(engine, "begin")
+    @event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         # An in-memory database has one connection for each thread: a second session joins in.
         driver: Any = connection.connection.driver_connection

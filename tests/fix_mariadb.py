@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 VARIABLE = "CHRONONAUT_TEST_MARIADB"
-LOCAL = "mysql+pymysql://root@127.0.0.1:3306/"
+LOCAL = "mariadb+pymysql://root@127.0.0.1:3306/"
 
 ENABLED = False
 """Whether the engine fixture runs on MariaDB: not before the library supports it."""
@@ -41,9 +41,7 @@ def mariadb_database() -> Iterator[tuple[sa.URL, Callable[[], None]]]:
     def reset() -> None:
         with keeper.connect() as connection:
             # A test that failed may have left a transaction open, whose locks would block us.
-            others = connection.exec_driver_sql(
-                "SELECT id FROM information_schema.processlist WHERE db = %s", (name,)
-            )
+            others = connection.exec_driver_sql("SELECT id FROM information_schema.processlist WHERE db = %s", (name,))
             for (session,) in others.all():
                 connection.exec_driver_sql(f"KILL {session}")
             connection.exec_driver_sql(f"DROP DATABASE {name}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 
 TRANSACTION_CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")
 
@@ -45,9 +46,7 @@ RecordStatements = Callable[..., AbstractContextManager[StatementLog]]
 
 
 @contextlib.contextmanager
-def record_statements(
-    on: sa.Engine | sa.Connection, *, transaction_control: bool = False
-) -> Iterator[StatementLog]:
+def record_statements(on: sa.Engine | sa.Connection, *, transaction_control: bool = False) -> Iterator[StatementLog]:
     """Record the statements executed on an engine or connection while the block runs.
 
     :param transaction_control: record SAVEPOINT and its like as well. The BEGIN and COMMIT that a
@@ -67,16 +66,16 @@ def record_statements(
         if transaction_control or statement.verb not in TRANSACTION_CONTROL:
             log.append(statement)
 
-    sa.event.listen(on, "before_cursor_execute", record)
+    event.listen(on, "before_cursor_execute", record)
     try:
         yield log
     finally:
-        sa.event.remove(on, "before_cursor_execute", record)
+        event.remove(on, "before_cursor_execute", record)
 
 
 @pytest.fixture
 def statements(engine: sa.Engine) -> RecordStatements:
-    """Record the statements of a block: ``with statements() as log: ...``."""
+    """A recorder, used as ``with statements() as log: ...``."""
 
     def start(
         on: sa.Engine | sa.Connection = engine, *, transaction_control: bool = False

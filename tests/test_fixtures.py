@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from tests.fix_engine import BACKENDS
@@ -12,7 +13,7 @@ from tests.fix_statements import RecordStatements
 
 
 @pytest.fixture
-def things(engine: sa.Engine) -> Iterator[sa.Table]:
+def things(engine: sa.Engine) -> sa.Table:
     metadata = sa.MetaData()
     table = sa.Table(
         "thing",
@@ -21,7 +22,7 @@ def things(engine: sa.Engine) -> Iterator[sa.Table]:
         sa.Column("parent", sa.ForeignKey("thing.id")),
     )
     metadata.create_all(engine)
-    yield table
+    return table
 
 
 def count(connection: sa.Connection, table: sa.Table) -> int:
@@ -30,7 +31,7 @@ def count(connection: sa.Connection, table: sa.Table) -> int:
 
 def test_backend_is_the_one_named(backend: str, engine: sa.Engine) -> None:
     """Each backend's own server answers."""
-    assert engine.dialect.name == backend.split("-")[0]
+    assert engine.dialect.name == backend.partition("-")[0]
     with engine.connect() as connection:
         assert connection.scalar(sa.select(1)) == 1
 
@@ -71,7 +72,7 @@ def test_marker_limits_the_backends(backend: str) -> None:
 
 def test_foreign_keys_are_enforced(engine: sa.Engine, things: sa.Table) -> None:
     """A row that refers to none is refused."""
-    with engine.connect() as connection, pytest.raises(sa.exc.IntegrityError):
+    with engine.connect() as connection, pytest.raises(IntegrityError):
         connection.execute(things.insert().values(id=1, parent=99))
 
 
@@ -114,9 +115,7 @@ def test_base_is_fresh(base: type[DeclarativeBase]) -> None:
     assert not base.metadata.tables
 
 
-def test_statements_are_counted(
-    engine: sa.Engine, things: sa.Table, statements: RecordStatements
-) -> None:
+def test_statements_are_counted(engine: sa.Engine, things: sa.Table, statements: RecordStatements) -> None:
     """Each round trip counts once, and an executemany says so."""
     with engine.begin() as connection:
         with statements() as log:
@@ -129,9 +128,7 @@ def test_statements_are_counted(
     assert log.matching("insert into thing") == [log[0]]
 
 
-def test_transaction_control_is_recorded_on_demand(
-    engine: sa.Engine, statements: RecordStatements
-) -> None:
+def test_transaction_control_is_recorded_on_demand(engine: sa.Engine, statements: RecordStatements) -> None:
     """Savepoints show when asked for."""
     with engine.begin() as connection, statements(transaction_control=True) as log:
         connection.begin_nested().commit()
