@@ -1,0 +1,36 @@
+"""Versioning, change tracking, record locking and time travel for SQLAlchemy."""
+
+from chrononaut._change_info import append_change_info, extra_change_info, rationale
+from chrononaut._history_record import HistoryRecord
+from chrononaut._reader import history_class, select_versions
+from chrononaut._record_changes import RecordChanges
+from chrononaut._session import versioned_session
+from chrononaut._versioned import Versioned
+from chrononaut.exceptions import (
+    ChrononautException,
+    HiddenAttributeError,
+    RecordLockedError,
+    StaleVersionError,
+    UntrackedAttributeError,
+    UntrackedStatementError,
+)
+from chrononaut.typing import ChangeInfoProvider
+
+__all__ = [
+    "ChangeInfoProvider",
+    "ChrononautException",
+    "HiddenAttributeError",
+    "HistoryRecord",
+    "RecordChanges",
+    "RecordLockedError",
+    "StaleVersionError",
+    "UntrackedAttributeError",
+    "UntrackedStatementError",
+    "Versioned",
+    "append_change_info",
+    "extra_change_info",
+    "history_class",
+    "rationale",
+    "select_versions",
+    "versioned_session",
+]

@@ -1,0 +1,270 @@
+"""The set-based statements that write history: copies of what the database holds, and births."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, cast
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    Enum,
+    FromClause,
+    Insert,
+    Integer,
+    Select,
+    String,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal,
+    select,
+    type_coerce,
+    update,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql import JSONB
+
+from chrononaut._history_table import BEGAN, CHANGE_INFO, CHANGED, OPERATION, VERSION
+from chrononaut._mapping import VersionedTable
+from chrononaut._transaction import InstantKind, InstantSource, instant_expression
+from chrononaut._types import LenientEnum, UTCDateTime
+from chrononaut._wanted import Shape, WantedRecord, choose_shape, keys_in, wanted_parameters, wanted_records
+from chrononaut.typing import Operation
+
+Key = tuple[Any, ...]
+
+#: The version of the row that ends the absence of a record that never was before.
+FIRST_BIRTH = -1
+
+
+class Birth(NamedTuple):
+    """A record that was just inserted, and the row that ends its absence."""
+
+    key: Key
+    version: int
+    began: datetime | None
+    info: str
+    discriminator: Any
+
+
+class LastState(NamedTuple):
+    """The end of the history that a key already has: its highest version, and when that ended."""
+
+    version: int
+    changed: datetime
+
+
+# --- states that end
+
+
+def copy_states(
+    connection: Connection,
+    table: VersionedTable,
+    records: Sequence[WantedRecord],
+    operation: Operation,
+    instant: InstantSource,
+) -> int:
+    """Copy the rows of records into history as the database holds them, and lock them until the transaction ends.
+
+    :param table: a base table; a joined-inheritance child's after its base's.
+    :param records: what to copy. A row that does not have the wanted version is left out.
+    :param operation: what is about to end these states.
+    :return: how many rows were copied.
+    """
+    shape = choose_shape(connection.dialect, records)
+    parameters = wanted_parameters(records, shape)
+    if table.live_version is None:
+        statement = table.statement(_build_child_copy, shape)
+    else:
+        statement = table.statement(_build_copy, shape, operation, instant.kind, connection.dialect.name)
+        parameters = [row | instant.parameters for row in parameters]
+    return connection.execute(statement, parameters, execution_options={"preserve_rowcount": True}).rowcount
+
+
+def _build_copy(
+    table: VersionedTable, shape: Shape, operation: Operation, instant_kind: InstantKind, dialect: str
+) -> Insert:
+    version, wanted = live_version(table), wanted_records(table.key, shape)
+    before = table.history.alias("before")
+    precedes = and_(
+        *(before.c[copy.key] == live for copy, live in zip(table.history_key, table.key, strict=True)),
+        before.c[VERSION] == version - 1,
+    )
+    columns = _copied_columns(table) | {
+        VERSION: version,
+        BEGAN: before.c[CHANGED],
+        CHANGED: not_before(before.c[CHANGED], instant_expression(instant_kind), dialect),
+        CHANGE_INFO: as_json(wanted.info, dialect),
+        OPERATION: literal(operation, String()),
+    }
+    query = select(*columns.values()).select_from(_joined(table.live.outerjoin(before, precedes), wanted.source))
+    query = query.where(wanted.is_key(table.key), version == wanted.version)
+    return insert(table.history).from_select(list(columns), lock_rows(query, table, operation, shape))
+
+
+def _build_child_copy(table: VersionedTable, shape: Shape) -> Insert:
+    wanted = wanted_records(table.key, shape)
+    columns = _copied_columns(table) | {VERSION: wanted.version}
+    query = select(*columns.values()).select_from(_joined(table.live, wanted.source)).where(wanted.is_key(table.key))
+    return insert(table.history).from_select(list(columns), query)
+
+
+def _joined(rows: FromClause, source: FromClause | None) -> FromClause:
+    return rows if source is None else rows.join(source, literal(True))
+
+
+def _copied_columns(table: VersionedTable) -> dict[str, ColumnElement[Any]]:
+    return {
+        copy.key: live if copy.type is live.type or isinstance(live.type, Boolean) else sql_cast(live, copy.type)
+        for live, copy in table.copied
+    }
+
+
+def live_version(table: VersionedTable) -> Column[int]:
+    """Return the version column of a base table."""
+    return cast("Column[int]", table.live_version)
+
+
+def lock_rows(query: Select[Any], table: VersionedTable, operation: Operation, shape: Shape = "arrays") -> Select[Any]:
+    """Make a query lock the live rows that it reads, in the key's order, so that writers cannot deadlock."""
+    # An update does not block those who insert rows that refer to this one; a deletion must.
+    query = query.with_for_update(of=table.live, key_share=operation == "update")
+    return query if shape == "rows" else query.order_by(*table.key)
+
+
+def not_before(
+    earliest: ColumnElement[datetime], instant: ColumnElement[datetime], dialect: str
+) -> ColumnElement[datetime]:
+    """Return the instant, or the earliest time it may have, so that time never goes backwards along a record."""
+    if dialect == "postgresql":
+        return func.greatest(earliest, instant)
+    return case((type_coerce(earliest, UTCDateTime()) > instant, earliest), else_=instant)
+
+
+def as_json(text: ColumnElement[str], dialect: str) -> ColumnElement[Any]:
+    """Return JSON text as what a change info column holds."""
+    return sql_cast(text, JSONB) if dialect == "postgresql" else text
+
+
+# --- records that appear
+
+
+def insert_births(
+    connection: Connection,
+    table: VersionedTable,
+    births: Sequence[Birth],
+    discriminator: Column[Any] | None,
+    instant: InstantSource,
+) -> None:
+    """Write the rows that end the absence of new records.
+
+    :param discriminator: the live column that tells their class, if there is one.
+    """
+    is_base = table.live_version is not None
+    discriminator = discriminator if is_base else None
+    statement = table.statement(_build_birth, discriminator, instant.kind, connection.dialect.name)
+    rows = [
+        {
+            **{f"birth_key_{number}": part for number, part in enumerate(birth.key)},
+            "birth_version": birth.version,
+        }
+        for birth in births
+    ]
+    if is_base:
+        for row, birth in zip(rows, births, strict=True):
+            row |= {"birth_began": birth.began, "birth_info": birth.info, **instant.parameters}
+            if discriminator is not None:
+                row["birth_discriminator"] = birth.discriminator
+    connection.execute(statement, rows)
+
+
+def _build_birth(
+    table: VersionedTable, discriminator: Column[Any] | None, instant_kind: InstantKind, dialect: str
+) -> Insert:
+    values: dict[str, Any] = {
+        column.key: bindparam(f"birth_key_{number}", type_=column.type) for number, column in enumerate(table.key)
+    }
+    values[VERSION] = bindparam("birth_version", type_=Integer())
+    if table.live_version is not None:
+        began = bindparam("birth_began", type_=UTCDateTime())
+        values |= {
+            BEGAN: began,
+            CHANGED: not_before(began, instant_expression(instant_kind), dialect),
+            CHANGE_INFO: as_json(bindparam("birth_info", type_=Text()), dialect),
+            OPERATION: literal("insert", String()),
+        }
+    if discriminator is not None:
+        type_ = LenientEnum(discriminator.type) if isinstance(discriminator.type, Enum) else discriminator.type
+        values[discriminator.key] = bindparam("birth_discriminator", type_=type_)
+    return insert(table.history).values(values)
+
+
+def find_last_states(connection: Connection, table: VersionedTable, keys: Iterable[Key]) -> dict[Key, LastState]:
+    """Return the end of the history of those keys that have any."""
+    columns = table.history_key
+    highest = func.max(table.history.c[VERSION])
+    ended = func.max(table.history.c[CHANGED], type_=UTCDateTime())
+    found: dict[Key, LastState] = {}
+    for condition in keys_in(columns, keys):
+        rows = connection.execute(select(*columns, highest, ended).where(condition).group_by(*columns))
+        found |= {tuple(row[:-2]): LastState(row[-2], row[-1]) for row in rows}
+    return found
+
+
+def renumber(connection: Connection, table: VersionedTable, versions: Mapping[Key, int]) -> None:
+    """Set the version of new records whose key was used before."""
+    connection.execute(
+        table.statement(_build_renumbering),
+        [
+            {**{f"live_key_{number}": part for number, part in enumerate(key)}, "live_version": version}
+            for key, version in versions.items()
+        ],
+    )
+
+
+def _build_renumbering(table: VersionedTable) -> Update:
+    keys = (
+        column == bindparam(f"live_key_{number}", type_=column.type) for number, column in enumerate(table.key)
+    )
+    return update(table.live).where(*keys).values({live_version(table).key: bindparam("live_version")})
+
+
+# --- what the database holds now
+
+
+class CurrentRow(NamedTuple):
+    """What a live row holds now: its key, its version, and the asked columns."""
+
+    key: Key
+    version: int
+    values: tuple[Any, ...]
+
+
+def read_current(
+    connection: Connection,
+    tables: Sequence[VersionedTable],
+    keys: Iterable[Key],
+    columns: Sequence[Column[Any]] = (),
+    lock: bool = True,
+) -> Iterator[CurrentRow]:
+    """Yield what the live rows of some records hold, and lock them until the transaction ends.
+
+    :param tables: the tables that the columns are in, the base first.
+    """
+    base = tables[0]
+    rows: FromClause = base.live
+    for child in tables[1:]:
+        rows = rows.outerjoin(child.live, and_(*(own == up for own, up in zip(child.key, base.key, strict=True))))
+    width = len(base.key)
+    for condition in keys_in(base.key, keys):
+        query = select(*base.key, live_version(base), *columns).select_from(rows).where(condition)
+        for row in connection.execute(lock_rows(query, base, "update") if lock else query):
+            yield CurrentRow(tuple(row[:width]), row[width], tuple(row[width + 1 :]))

@@ -1,0 +1,218 @@
+"""Who is changing things, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+from sqlalchemy import inspect
+from sqlalchemy.orm import InstanceState
+
+from chrononaut.exceptions import ChangeInfoError, ChrononautException
+from chrononaut.typing import ChangeInfo, ChangeInfoProvider
+
+_extra: ContextVar[Mapping[str, Any]] = ContextVar("chrononaut_extra_change_info", default=MappingProxyType({}))
+_APPENDED = "chrononaut_appended_change_info"
+
+
+@contextmanager
+def extra_change_info(**info: Any) -> Iterator[None]:
+    """Record extra information with every change that is captured until the block ends.
+
+    It stands under ``extra`` in the change info, in this thread or task only. Blocks nest: an inner one
+    adds to the outer, and wins for the same name. E.g.::
+
+        with extra_change_info(ticket="SUP-4711"):
+            user.email = "new@example.org"
+            session.commit()
+
+    :param info: what to record; JSON must be able to hold it.
+    """
+    token = _extra.set({**_extra.get(), **info})
+    try:
+        yield
+    finally:
+        _extra.reset(token)
+
+
+@contextmanager
+def rationale(text: str) -> Iterator[None]:
+    """Record why things are changed, with every change that is captured until the block ends.
+
+    The same as ``extra_change_info(rationale=text)``.
+
+    :param text: the reason.
+    """
+    with extra_change_info(rationale=text):
+        yield
+
+
+class append_change_info:  # noqa: N801  # reads as a function, like contextlib's own
+    """Record extra information with the next version of one object.
+
+    It stays on the object until its next version is written, then it is spent. Used as a context
+    manager, an exception in the block withdraws it. E.g.::
+
+        with append_change_info(user, ticket="SUP-4711"):
+            user.email = "new@example.org"
+        session.commit()
+
+    :param obj: an instance of a versioned or ``RecordChanges`` model.
+    :param info: what to record, under ``extra``; JSON must be able to hold it.
+    :raises ChrononautException: if the object is not mapped.
+    """
+
+    def __init__(self, obj: object, /, **info: Any) -> None:
+        state = inspect(obj, raiseerr=False)
+        if not isinstance(state, InstanceState):
+            raise ChrononautException(f"append_change_info() needs a mapped object, not {type(obj).__name__}.")
+        self._notes: dict[str, Any] = state.info
+        self._before: Mapping[str, Any] | None = self._notes.get(_APPENDED)
+        self._notes[_APPENDED] = {**(self._before or {}), **info}
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc_type is None:
+            return
+        if self._before is None:
+            self._notes.pop(_APPENDED, None)
+        else:
+            self._notes[_APPENDED] = self._before
+
+
+def spend_appended_info(state: InstanceState[Any]) -> None:
+    """Forget what was appended to an object, now that its version is written."""
+    state.info.pop(_APPENDED, None)
+
+
+class ChangeInfoHooks:
+    """The hooks that a model class may override to say itself who is changing it.
+
+    What an overridden hook returns wins over the session's provider, for the keys that hook gives.
+    Override them as class methods where the model is changed by statements too.
+    """
+
+    @classmethod
+    def _capture_change_info(cls) -> Mapping[str, Any]:
+        """Return all of the change info but ``extra`` and ``hidden_cols_changed``."""
+        return {}
+
+    @classmethod
+    def _fetch_current_user_id(cls) -> str | None:
+        """Return the ``user_id``."""
+        return None
+
+    @classmethod
+    def _fetch_remote_addr(cls) -> str | None:
+        """Return the ``remote_addr``."""
+        return None
+
+    @classmethod
+    def _get_custom_change_info(cls) -> Mapping[str, Any]:
+        """Return the application's own keys."""
+        return {}
+
+
+class ChangeInfoSource:
+    """Compose the change info of one flush or statement; asks the provider once.
+
+    :param provider: the session's provider.
+    :param require_extra: refuse changes without extra info.
+    """
+
+    def __init__(self, provider: ChangeInfoProvider | None, require_extra: bool) -> None:
+        self._require_extra = require_extra
+        self._extra = dict(_extra.get())
+        self._provided: ChangeInfo = {"user_id": None, "remote_addr": None, **(provider() if provider else {})}
+        self._texts: dict[tuple[Any, ...], str] = {}
+        self._hooks: dict[type, tuple[str, ...]] = {}
+
+    def of_object(self, obj: object, hidden: Iterable[str] = (), previous_key: Mapping[str, Any] | None = None) -> str:
+        """Return the change info of a change to an object, as JSON text.
+
+        :param hidden: names of the hidden columns that change.
+        :param previous_key: the key that the record had before this birth, if that is why it was born.
+        """
+        appended = inspect(obj, raiseerr=True).info.get(_APPENDED)
+        names = tuple(sorted(hidden))
+        if appended is None and previous_key is None and not self._hooks_of(type(obj)):
+            memo = (names,)
+            if memo not in self._texts:
+                self._texts[memo] = self._text(obj, None, names, None)
+            return self._texts[memo]
+        return self._text(obj, appended, names, previous_key)
+
+    def of_class(self, cls: type, hidden: Iterable[str] = ()) -> str:
+        """Return the change info of a statement that changes records of a class, as JSON text."""
+        return self._text(cls, None, tuple(sorted(hidden)), None)
+
+    def _text(
+        self,
+        target: Any,
+        appended: Mapping[str, Any] | None,
+        hidden: tuple[str, ...],
+        previous_key: Mapping[str, Any] | None,
+    ) -> str:
+        cls = target if isinstance(target, type) else type(target)
+        info = {**self._provided, **self._from_hooks(target, cls)}
+        extra = {**info.get("extra", {}), **self._extra, **(appended or {})}
+        if self._require_extra and not extra:
+            raise ChangeInfoError(
+                f"A change to {cls.__name__} has no extra change info, which this session requires. "
+                "Make it inside `with rationale(...)` or `with extra_change_info(...)`."
+            )
+        if extra:
+            info["extra"] = extra
+        if hidden:
+            info["hidden_cols_changed"] = list(hidden)
+        if previous_key is not None:
+            info["previous_key"] = previous_key
+        return _as_json(info, cls)
+
+    def _from_hooks(self, target: Any, cls: type) -> ChangeInfo:
+        info: ChangeInfo = {}
+        for hook in self._hooks_of(cls):
+            method = getattr(target, hook)
+            # A hook that is an ordinary method can still speak for a statement: there is no instance then.
+            given = method() if getattr(method, "__self__", None) is not None else method(target)
+            if hook == "_fetch_current_user_id":
+                info["user_id"] = given
+            elif hook == "_fetch_remote_addr":
+                info["remote_addr"] = given
+            else:
+                info |= given
+        return info
+
+    def _hooks_of(self, cls: type) -> tuple[str, ...]:
+        """Return the hooks that a class overrides, the most general first."""
+        if cls not in self._hooks:
+            names = [name for name in vars(ChangeInfoHooks) if name.startswith(("_capture", "_fetch", "_get"))]
+            self._hooks[cls] = tuple(name for name in names if _is_overridden(cls, name))
+        return self._hooks[cls]
+
+
+def _is_overridden(cls: type, hook: str) -> bool:
+    for base in cls.__mro__:
+        if hook in vars(base):
+            return base is not ChangeInfoHooks
+    return False
+
+
+def _as_json(info: ChangeInfo, cls: type) -> str:
+    try:
+        text = json.dumps(info, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        raise ChangeInfoError(
+            f"The change info of a change to {cls.__name__} holds what JSON cannot hold ({error}). "
+            "Pass text, numbers, booleans, None, lists and dicts with text keys."
+        ) from error
+    return text

@@ -1,0 +1,66 @@
+"""The Python face of a history row."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar
+
+from sqlalchemy import inspect
+
+from chrononaut.exceptions import HiddenAttributeError, UntrackedAttributeError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Mapped
+
+    from chrononaut.typing import ChangeInfo, Operation
+
+    class _HistoryMeta(type):
+        # The columns of the model are class attributes of the generated history class.
+        def __getattr__(cls, name: str) -> Any: ...
+else:
+    _HistoryMeta = type
+
+Model = TypeVar("Model", covariant=True)
+
+
+class HistoryRecord(Generic[Model], metaclass=_HistoryMeta):
+    """One state of a record that has ended: its values, from when to when it lived, and who ended it.
+
+    Base of the classes that are generated for each versioned model (``User`` has
+    ``UserHistory``, see :func:`chrononaut.history_class`). Besides the attributes below an instance
+    has the tracked attributes of its model, under their own names. Rows are read-only. E.g.::
+
+        for row in user.versions():
+            print(row.version, row.email, row.changed, row.change_info["user_id"])
+    """
+
+    __chrononaut_model__: ClassVar[type[Any]]
+
+    if TYPE_CHECKING:
+        version: Mapped[int]
+        """The version that this state had; the first live state of a record is version 0."""
+        began: Mapped[datetime | None]
+        """When this state began (inclusive), UTC; ``None`` where the row is older than its versioning."""
+        changed: Mapped[datetime]
+        """When this state ended (exclusive), UTC."""
+        change_info: Mapped[ChangeInfo]
+        """Who ended it and why."""
+        operation: Mapped[Operation]
+        """What ended it."""
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __repr__(self) -> str:
+        state = inspect(self)
+        key = ", ".join(repr(part) for part in state.identity or ())
+        return f"<{type(self).__name__} {key}>"
+
+
+class NotInHistory:
+    """A hidden or untracked attribute of a history class: raises its own error."""
+
+    def __init__(self, error: HiddenAttributeError | UntrackedAttributeError) -> None:
+        self._error = error
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        raise type(self._error)(self._error.model, self._error.name)

@@ -1,0 +1,161 @@
+"""What is versioned of a model: the hand-off between mapping a class and everything that reads or writes history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from sqlalchemy import Column, Table, inspect
+from sqlalchemy.orm import Mapper
+
+from chrononaut._history_table import CHANGED_ATTRIBUTE, VERSION, VersionColumn, is_tracked
+from chrononaut.exceptions import ChrononautException, MappingError
+
+if TYPE_CHECKING:
+    from chrononaut._history_record import HistoryRecord
+
+_ATTRIBUTE = "__chrononaut_mapping__"
+Statement = TypeVar("Statement")
+
+
+@dataclass(frozen=True, eq=False)
+class VersionedTable:
+    """A live table and its history.
+
+    :param live: the live table.
+    :param history: its history table.
+    :param key: the live table's primary key, in the order of the base table's.
+    :param left_out: keys of the live columns that are hidden or untracked.
+    """
+
+    live: Table
+    history: Table
+    key: tuple[Column[Any], ...]
+    left_out: set[str]
+    _statements: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def statement(self, build: Callable[..., Statement], *arguments: Hashable) -> Statement:
+        """Return ``build(self, *arguments)``, built once for as long as the tables stay as they are."""
+        memo = (build, len(self.live.c), *arguments)
+        if memo not in self._statements:
+            self._refuse_late_columns()
+            self._statements[memo] = build(self, *arguments)
+        return cast("Statement", self._statements[memo])
+
+    def _refuse_late_columns(self) -> None:
+        for column in self.live.c:
+            if is_tracked(column) and column.key not in self.history.c and column.key not in self.left_out:
+                raise MappingError(
+                    f"Column {self.live.name}.{column.name} was added after the class was mapped, so the history table "
+                    "does not have it. Declare it in the body of the class."
+                )
+
+    @property
+    def history_key(self) -> tuple[Column[Any], ...]:
+        """The primary key of history, without the version."""
+        return tuple(self.history.c[column.key] for column in self.key)
+
+    @cached_property
+    def live_version(self) -> Column[int] | None:
+        """The live table's version; None for a joined-inheritance child, whose base has it."""
+        return next((column for column in self.live.c if isinstance(column, VersionColumn)), None)
+
+    @property
+    def copied(self) -> list[tuple[Column[Any], Column[Any]]]:
+        """The columns that history copies, the key's included: (live, history)."""
+        copies = ((self.live.c.get(column.key), column) for column in self.history.c)
+        return [(live, copy) for live, copy in copies if live is not None and is_tracked(live)]
+
+
+@dataclass(frozen=True, eq=False)
+class VersionedMapping:
+    """How one model is versioned.
+
+    :param mapper: the live mapper.
+    :param history_class: the generated class of its history rows.
+    :param tables: its tables, the base's first.
+    :param tracked: names of the attributes whose value history holds.
+    :param hidden: names of the attributes whose changes are versions but whose values stay in the live row.
+    :param untracked: names of the attributes that history ignores.
+    :param track_inserts: whether births are recorded.
+    """
+
+    mapper: Mapper[Any]
+    history_class: type[HistoryRecord[Any]]
+    tables: tuple[VersionedTable, ...]
+    tracked: frozenset[str]
+    hidden: frozenset[str]
+    untracked: frozenset[str]
+    track_inserts: bool
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.mapper.class_.__name__
+
+    @property
+    def base(self) -> VersionedTable:
+        """The table that holds the version."""
+        return self.tables[0]
+
+    @cached_property
+    def noticed(self) -> frozenset[str]:
+        """Names of the attributes whose changes make a version."""
+        names = self.tracked | self.hidden | {VERSION}
+        return names | self.untracked if self._is_touched_by_any_update else names
+
+    @cached_property
+    def bookkeeping(self) -> tuple[str, ...]:
+        """Names of our own attributes that must be known before a version can be made."""
+        return (VERSION, CHANGED_ATTRIBUTE) if CHANGED_ATTRIBUTE in self.mapper.columns else (VERSION,)
+
+    @cached_property
+    def _is_touched_by_any_update(self) -> bool:
+        # A tracked `updated_at` changes whenever anything of the row does, so that is a version then.
+        return any(
+            live.onupdate is not None or live.server_onupdate is not None
+            for table in self.tables
+            for live, _ in table.copied
+        )
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether the model is ``RecordChanges`` too."""
+        return len(self.bookkeeping) > 1
+
+    @cached_property
+    def discriminator(self) -> Column[Any] | None:
+        """The live column that tells a record's class; None where there is none, or an expression tells it."""
+        column = self.mapper.polymorphic_on
+        return column if isinstance(column, Column) and column.table is self.base.live else None
+
+    @cached_property
+    def key_attributes(self) -> tuple[str, ...]:
+        """Names of the primary key attributes, in the key's order."""
+        return tuple(self.mapper.get_property_by_column(column).key for column in self.mapper.primary_key)
+
+
+def set_mapping(cls: type, mapping: VersionedMapping) -> None:
+    """Make a mapping the one of a class."""
+    setattr(cls, _ATTRIBUTE, mapping)
+
+
+def find_mapping(cls: type) -> VersionedMapping | None:
+    """Return how a class is versioned; None if it is not, or not mapped (yet)."""
+    mapping: VersionedMapping | None = vars(cls).get(_ATTRIBUTE)
+    return mapping
+
+
+def mapping_of(cls: type) -> VersionedMapping:
+    """Return how a class is versioned.
+
+    :raises ChrononautException: if it is not.
+    """
+    mapping = find_mapping(cls)
+    if mapping is None:
+        mapped = inspect(cls, raiseerr=False) is not None
+        why = "does not have the `Versioned` mixin" if mapped else "is not mapped"
+        raise ChrononautException(f"{cls.__name__} has no history: it {why}.")
+    return mapping

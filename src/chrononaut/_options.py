@@ -1,0 +1,87 @@
+"""The ``__chrononaut_*__`` options of a class as one frozen, validated value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import inspect
+
+from chrononaut.exceptions import MappingError
+
+#: The reserved names: ours on a history row, so a model column cannot have them.
+RESERVED = frozenset({"version", "began", "changed", "change_info", "operation"})
+
+_OLDER_SPELLING = {
+    "__chrononaut_untracked__": "__version_untracked__",
+    "__chrononaut_hidden__": "__version_hidden__",
+    "__chrononaut_tablename__": "__version_tablename__",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a class says about its versioning. Names are as written there, not resolved yet."""
+
+    untracked: frozenset[str]
+    hidden: frozenset[str]
+    tablename: str | None
+    disabled_indexes: frozenset[str]
+    copy_validators: bool
+    track_inserts: bool
+
+
+def read_options(cls: type) -> Options:
+    """Read the options of a class, those of its bases included.
+
+    Lists of names add up along the bases, so that a subclass can never uncover by accident what its base hides.
+    The table name counts only where it does not belong to another mapped class.
+
+    :raises MappingError: if an option has the wrong type.
+    """
+    return Options(
+        untracked=_names(cls, "__chrononaut_untracked__"),
+        hidden=_names(cls, "__chrononaut_hidden__"),
+        tablename=_tablename(cls),
+        disabled_indexes=_names(cls, "__chrononaut_disable_indices__"),
+        copy_validators=bool(getattr(cls, "__chrononaut_copy_validators__", False)),
+        track_inserts=bool(getattr(cls, "__chrononaut_track_inserts__", True)),
+    )
+
+
+def _spellings(option: str) -> Iterator[str]:
+    yield option
+    if option in _OLDER_SPELLING:
+        yield _OLDER_SPELLING[option]
+
+
+def _names(cls: type, option: str) -> frozenset[str]:
+    names: set[str] = set()
+    for base in cls.__mro__:
+        for spelling in _spellings(option):
+            if spelling in vars(base):
+                names |= _validated(cls, spelling, getattr(base, spelling))
+    return frozenset(names)
+
+
+def _validated(cls: type, option: str, value: Any) -> set[str]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise MappingError(f"{cls.__name__}.{option} must be a list of column names, not {value!r}.")
+    names = set(value)
+    if not all(isinstance(name, str) for name in names):
+        raise MappingError(f"{cls.__name__}.{option} must be a list of column names as strings.")
+    return names
+
+
+def _tablename(cls: type) -> str | None:
+    for base in cls.__mro__:
+        if base is not cls and inspect(base, raiseerr=False) is not None:
+            return None
+        for spelling in _spellings("__chrononaut_tablename__"):
+            if spelling in vars(base):
+                value = getattr(cls, spelling)
+                if not isinstance(value, str) or not value:
+                    raise MappingError(f"{cls.__name__}.{spelling} must be a table name, not {value!r}.")
+                return value
+    return None

@@ -1,0 +1,150 @@
+"""What a session knows: how it is configured, and the one instant of its transaction."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Literal, NamedTuple, cast
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    DateTime,
+    Text,
+    bindparam,
+    case,
+    event,
+    func,
+    select,
+    type_coerce,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.orm import Session, SessionTransaction
+
+from chrononaut._types import UTCDateTime, as_utc
+from chrononaut.exceptions import UnattachedSessionError
+from chrononaut.typing import ChangeInfoProvider, Clock
+
+_CONFIG = "_chrononaut_config"
+_TRANSACTION = "_chrononaut_transaction"
+_SETTING = "chrononaut.at"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """What ``versioned_session`` was told."""
+
+    change_info: ChangeInfoProvider | None = None
+    require_extra_change_info: bool = False
+    clock: Clock | None = None
+
+
+def configure(target: Session | type[Session], config: SessionConfig) -> None:
+    """Remember a configuration: an instance's own wins over its class's."""
+    if isinstance(target, type):
+        setattr(target, _CONFIG, config)
+    else:
+        target.info[_CONFIG] = config
+
+
+def find_config(session: Session | None) -> SessionConfig | None:
+    """Return how a session is configured; None if it was never attached."""
+    if session is None:
+        return None
+    return cast("SessionConfig | None", session.info.get(_CONFIG) or getattr(type(session), _CONFIG, None))
+
+
+def config_of(session: Session | None, model: type) -> SessionConfig:
+    """Return how a session is configured.
+
+    :raises UnattachedSessionError: if it was never attached.
+    """
+    config = find_config(session)
+    if config is None:
+        raise UnattachedSessionError(model.__name__)
+    return config
+
+
+InstantKind = Literal["value", "setting"]
+
+
+class InstantSource(NamedTuple):
+    """How a statement learns the instant: the kind of its expression, and the parameters of that."""
+
+    kind: InstantKind
+    parameters: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Instant:
+    """The point in time of everything that one transaction changes; taken at its first versioned write.
+
+    On a server database it is the database's clock. PostgreSQL takes it inside the statement that needs
+    it, without a round trip, and keeps it in a setting that ends with the transaction. The setting is tagged, so
+    that sessions that work one after the other inside one outer transaction each have their own.
+    """
+
+    _clock: Clock | None
+    _tag: str = field(default_factory=lambda: secrets.token_hex(8))
+    _value: datetime | None = None
+
+    def source(self, connection: Connection) -> InstantSource:
+        """Return the instant for use in a statement."""
+        if self._value is None and (self._clock is not None or connection.dialect.name != "postgresql"):
+            self._value = self._now()
+        if self._value is not None:
+            return InstantSource("value", {"instant": self._value})
+        return InstantSource("setting", {"instant_tag": self._tag})
+
+    def value(self, connection: Connection) -> datetime:
+        """Return the instant itself; costs a round trip where only the database has it."""
+        if self._value is None:
+            source = self.source(connection)
+            statement = select(type_coerce(instant_expression(source.kind), UTCDateTime()))
+            self._value = connection.execute(statement, source.parameters).scalar_one()
+        return self._value
+
+    def _now(self) -> datetime:
+        if self._clock is not None:
+            return as_utc(self._clock(), "what the session's clock returned")
+        return datetime.now(timezone.utc)
+
+
+def instant_expression(kind: InstantKind) -> ColumnElement[datetime]:
+    """Return the expression of the instant, for the parameters of its source."""
+    if kind == "value":
+        return bindparam("instant", type_=UTCDateTime())
+    # PostgreSQL: the setting if this transaction has made it, else the clock's time, kept in the setting.
+    tag = bindparam("instant_tag", type_=Text()).concat("|")
+    setting = func.current_setting(_SETTING, True, type_=Text())
+    taken = func.set_config(_SETTING, tag.concat(sql_cast(func.clock_timestamp(), Text)), True, type_=Text())
+    text = case((func.starts_with(setting, tag), setting), else_=taken)
+    return select(sql_cast(func.split_part(text, "|", 2), DateTime(timezone=True))).scalar_subquery()
+
+
+@dataclass(slots=True)
+class TransactionState:
+    """What a session knows about its current transaction."""
+
+    root: SessionTransaction | None
+    instant: Instant
+    listeners: dict[Connection, Callable[..., None]] = field(default_factory=dict)
+
+
+def transaction_of(session: Session, config: SessionConfig) -> TransactionState:
+    """Return the state of a session's current transaction; it ends with the transaction."""
+    root = session.get_transaction()
+    state = cast("TransactionState | None", session.info.get(_TRANSACTION))
+    if state is None or state.root is not root:
+        state = session.info[_TRANSACTION] = TransactionState(root, Instant(config.clock))
+    return state
+
+
+def forget_transaction(session: Session) -> None:
+    """Forget a transaction that has ended, and stop listening on its connections."""
+    state = cast("TransactionState | None", session.info.pop(_TRANSACTION, None))
+    for connection, listener in state.listeners.items() if state is not None else ():
+        if not connection.closed:
+            event.remove(connection, "before_execute", listener)

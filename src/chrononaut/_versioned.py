@@ -1,0 +1,177 @@
+"""The mixin that makes a model versioned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+
+from sqlalchemy import Connection, event, inspect
+from sqlalchemy.orm import Mapped, Mapper, Query, declared_attr
+from typing_extensions import Self
+
+from chrononaut._change_info import ChangeInfoHooks
+from chrononaut._diff import diff_states
+from chrononaut._flush import flush_of
+from chrononaut._history_mapper import build_history_mapper, version_column
+from chrononaut._history_record import HistoryRecord
+from chrononaut._mapping import mapping_of
+from chrononaut._reader import (
+    query_versions,
+    read_has_changed_since,
+    read_previous_version,
+    read_version_at,
+    select_versions,
+    session_of,
+)
+
+
+class Versioned(ChangeInfoHooks):
+    """Give a model a history: each state that a record ever had, when it lived, who ended it and why.
+
+    The model gets one column, ``version``, and a table ``<table>_history``. E.g.::
+
+        class User(Versioned, Base):
+            __tablename__ = "appuser"
+            __chrononaut_hidden__ = ["password"]
+
+            id: Mapped[int] = mapped_column(primary_key=True)
+            email: Mapped[str]
+            password: Mapped[str]
+
+        Session = versioned_session(sessionmaker(engine))
+    """
+
+    __chrononaut_untracked__: ClassVar[Sequence[str]] = ()
+    """Columns that history ignores: it does not hold them, and changing only them makes no version."""
+    __chrononaut_hidden__: ClassVar[Sequence[str]] = ()
+    """Columns whose values never leave the live row; that they changed is recorded."""
+    __chrononaut_disable_indices__: ClassVar[Sequence[str]] = ()
+    """Names of columns or indexes whose index the history table does not get."""
+    __chrononaut_copy_validators__: ClassVar[bool] = False
+    """Whether the history class gets the model's ``@validates`` methods."""
+    __chrononaut_track_inserts__: ClassVar[bool] = True
+    """Whether it is recorded who created a record, and when."""
+
+    if TYPE_CHECKING:
+        __chrononaut_tablename__: ClassVar[str]
+        version: Mapped[int]
+        """The number of the current state: 0 at first, one more with each change. Do not set it."""
+    else:
+
+        @declared_attr
+        def version(cls):  # noqa: D102  # documented above
+            return version_column()
+
+    def __init_subclass__(cls, **kw: Any) -> None:
+        super().__init_subclass__(**kw)
+        mapper = inspect(cls, raiseerr=False)
+        if mapper is not None:
+            _after_mapper_constructed(mapper, cls)
+        else:
+            event.listen(cls, "after_mapper_constructed", _after_mapper_constructed)
+
+    @overload
+    def versions(
+        self, before: datetime | None = None, after: datetime | None = None, return_query: Literal[False] = False
+    ) -> list[HistoryRecord[Self]]: ...
+
+    @overload
+    def versions(
+        self, before: datetime | None = None, after: datetime | None = None, *, return_query: Literal[True]
+    ) -> Query[HistoryRecord[Self]]: ...
+
+    def versions(
+        self, before: datetime | None = None, after: datetime | None = None, return_query: bool = False
+    ) -> list[HistoryRecord[Self]] | Query[HistoryRecord[Self]]:
+        """Return the record's ended states, oldest first. The current state, the record itself, is not among them.
+
+        :param before: only states that ended at or before this instant (inclusive; aware).
+        :param after: only states that ended at or after this instant (inclusive; aware).
+        :param return_query: return a ``Query`` instead of a list, to filter and page it.
+        :raises NaiveDatetimeError: if an instant has no zone.
+        :raises ChrononautException: if the record is in no session, or was never flushed.
+        """
+        if return_query:
+            return query_versions(self, before, after)
+        return list(session_of(self).scalars(select_versions(self, before, after)))
+
+    def version_at(self, at: datetime) -> HistoryRecord[Self] | Self | None:
+        """Return the state that was valid at an instant.
+
+        :param at: the instant (aware). A state is valid from when it began (inclusive) to when it ended (exclusive).
+        :return: the history row; the record itself if its current state was valid; None if it did not exist then.
+        :raises NaiveDatetimeError: if the instant has no zone.
+        :raises ChrononautException: if the record is in no session, or was never flushed.
+        """
+        return read_version_at(self, at)
+
+    def previous_version(self) -> HistoryRecord[Self] | None:
+        """Return the state before the current one, or None if there is none.
+
+        :raises ChrononautException: if the record is in no session, or was never flushed.
+        """
+        return read_previous_version(self)
+
+    def has_changed_since(self, since: datetime) -> bool:
+        """Tell whether the record's state at an instant is not its current one.
+
+        :param since: the instant (aware). A change at just this instant has happened already, so it does not count.
+        :raises NaiveDatetimeError: if the instant has no zone.
+        :raises ChrononautException: if the record is in no session, or was never flushed.
+        """
+        return read_has_changed_since(self, since)
+
+    def diff(
+        self,
+        from_model: HistoryRecord[Self] | Self,
+        to: HistoryRecord[Self] | Self | None = None,
+        include_hidden: bool = False,
+    ) -> dict[str, tuple[Any, Any]]:
+        """Return what differs between two states of the record, as ``{attribute: (from, to)}``.
+
+        :param from_model: a history row of this record.
+        :param to: a later history row; the record itself, with what is not flushed yet, if None.
+        :param include_hidden: add every hidden column that changed in between, as ``(None, current value)``, or as
+            ``(None, None)`` where ``to`` is a history row.
+        :raises ChrononautException: if ``from_model`` is no history row, one of another record, or later than ``to``.
+        """
+        return diff_states(self, from_model, to, include_hidden)
+
+
+def _after_mapper_constructed(mapper: Mapper[Any], cls: type) -> None:
+    """Fire when the mapper of a versioned class was made, before its relationships are resolved."""
+    build_history_mapper(mapper)
+    event.listen(mapper, "mapper_configured", _mapper_configured)
+
+
+def _mapper_configured(mapper: Mapper[Any], cls: type) -> None:
+    """Fire once, before the first use of the class: listen as late as that, so as to hear after all others."""
+    event.listen(mapper, "before_insert", _before_insert)
+    event.listen(mapper, "before_update", _before_update)
+    event.listen(mapper, "before_delete", _before_delete)
+    event.listen(mapper, "after_update", _after_update)
+
+
+def _before_insert(mapper: Mapper[Any], connection: Connection, target: object) -> None:
+    """Fire before a record is inserted, or takes the place of a deleted one of the same key."""
+    if flush := flush_of(target):
+        flush.collect_insert(connection, mapping_of(type(target)), target)
+
+
+def _before_update(mapper: Mapper[Any], connection: Connection, target: object) -> None:
+    """Fire before a record is updated, or only looked at because something about it was touched."""
+    if flush := flush_of(target):
+        flush.collect_update(connection, mapping_of(type(target)), target)
+
+
+def _before_delete(mapper: Mapper[Any], connection: Connection, target: object) -> None:
+    """Fire before a record is deleted."""
+    if flush := flush_of(target):
+        flush.collect_delete(connection, mapping_of(type(target)), target)
+
+
+def _after_update(mapper: Mapper[Any], connection: Connection, target: object) -> None:
+    """Fire after a record was updated, while its changes can still be seen."""
+    if flush := flush_of(target):
+        flush.check_updated(mapping_of(type(target)), target)
