@@ -36,7 +36,15 @@ from chrononaut._history_table import BEGAN, CHANGE_INFO, CHANGED, OPERATION, VE
 from chrononaut._mapping import VersionedTable
 from chrononaut._transaction import InstantKind, InstantSource, instant_expression
 from chrononaut._types import LenientEnum, UTCDateTime
-from chrononaut._wanted import Shape, WantedRecord, choose_shape, keys_in, wanted_parameters, wanted_records
+from chrononaut._wanted import (
+    Shape,
+    Wanted,
+    WantedRecord,
+    choose_shape,
+    keys_in,
+    wanted_parameters,
+    wanted_records,
+)
 from chrononaut.typing import Operation
 
 Key = tuple[Any, ...]
@@ -79,12 +87,13 @@ def copy_states(
     :param operation: what is about to end these states.
     :return: how many rows were copied.
     """
-    shape = choose_shape(connection.dialect, records)
-    parameters = wanted_parameters(records, shape)
+    dialect = connection.dialect
+    shape = choose_shape(dialect, table.key, records)
+    parameters = wanted_parameters(dialect, table.key, records, shape)
     if table.live_version is None:
         statement = table.statement(_build_child_copy, shape)
     else:
-        statement = table.statement(_build_copy, shape, operation, instant.kind, connection.dialect.name)
+        statement = table.statement(_build_copy, shape, operation, instant.kind, dialect.name)
         parameters = [row | instant.parameters for row in parameters]
     return connection.execute(statement, parameters, execution_options={"preserve_rowcount": True}).rowcount
 
@@ -105,7 +114,7 @@ def _build_copy(
         CHANGE_INFO: as_json(wanted.info, dialect),
         OPERATION: literal(operation, String()),
     }
-    query = select(*columns.values()).select_from(_joined(table.live.outerjoin(before, precedes), wanted.source))
+    query = select(*columns.values()).select_from(_wanted_rows(table, wanted).outerjoin(before, precedes))
     query = query.where(wanted.is_key(table.key), version == wanted.version)
     return insert(table.history).from_select(list(columns), lock_rows(query, table, operation, shape))
 
@@ -113,12 +122,12 @@ def _build_copy(
 def _build_child_copy(table: VersionedTable, shape: Shape) -> Insert:
     wanted = wanted_records(table.key, shape)
     columns = _copied_columns(table) | {VERSION: wanted.version}
-    query = select(*columns.values()).select_from(_joined(table.live, wanted.source)).where(wanted.is_key(table.key))
+    query = select(*columns.values()).select_from(_wanted_rows(table, wanted)).where(wanted.is_key(table.key))
     return insert(table.history).from_select(list(columns), query)
 
 
-def _joined(rows: FromClause, source: FromClause | None) -> FromClause:
-    return rows if source is None else rows.join(source, literal(True))
+def _wanted_rows(table: VersionedTable, wanted: Wanted) -> FromClause:
+    return table.live if wanted.source is None else wanted.source.join(table.live, wanted.is_key(table.key))
 
 
 def _copied_columns(table: VersionedTable) -> dict[str, ColumnElement[Any]]:
@@ -133,7 +142,7 @@ def live_version(table: VersionedTable) -> Column[int]:
     return cast("Column[int]", table.live_version)
 
 
-def lock_rows(query: Select[Any], table: VersionedTable, operation: Operation, shape: Shape = "arrays") -> Select[Any]:
+def lock_rows(query: Select[Any], table: VersionedTable, operation: Operation, shape: Shape | None = None) -> Select[Any]:
     """Make a query lock the live rows that it reads, in the key's order, so that writers cannot deadlock."""
     # An update does not block those who insert rows that refer to this one; a deletion must.
     query = query.with_for_update(of=table.live, key_share=operation == "update")

@@ -88,6 +88,13 @@ class append_change_info:  # noqa: N801  # reads as a function, like contextlib'
             self._notes[_APPENDED] = self._before
 
 
+def appended_info(state: InstanceState[Any]) -> Mapping[str, Any] | None:
+    """Return what was appended to an object."""
+    # Not state.info: it makes a dictionary for each object that has none.
+    notes = vars(state).get("info")
+    return None if notes is None else notes.get(_APPENDED)
+
+
 def spend_appended_info(state: InstanceState[Any]) -> None:
     """Forget what was appended to an object, now that its version is written."""
     state.info.pop(_APPENDED, None)
@@ -134,34 +141,50 @@ class ChangeInfoSource:
         self._provided: ChangeInfo = {"user_id": None, "remote_addr": None, **(provider() if provider else {})}
         self._texts: dict[tuple[Any, ...], str] = {}
         self._hooks: dict[type, tuple[str, ...]] = {}
+        self._checked: set[type] = set()
 
-    def of_object(self, obj: object, hidden: Iterable[str] = (), previous_key: Mapping[str, Any] | None = None) -> str:
+    def of_object(
+        self, state: InstanceState[Any], hidden: Iterable[str] = (), previous_key: Mapping[str, Any] | None = None
+    ) -> str:
         """Return the change info of a change to an object, as JSON text.
 
         :param hidden: names of the hidden columns that change.
         :param previous_key: the key that the record had before this birth, if that is why it was born.
         """
-        appended = inspect(obj, raiseerr=True).info.get(_APPENDED)
-        names = tuple(sorted(hidden))
-        if appended is None and previous_key is None and not self._hooks_of(type(obj)):
-            memo = (names,)
-            if memo not in self._texts:
-                self._texts[memo] = self._text(obj, None, names, None)
-            return self._texts[memo]
-        return self._text(obj, appended, names, previous_key)
+        cls = state.class_
+        appended = appended_info(state)
+        names = tuple(sorted(hidden)) if hidden else ()
+        if appended is None and previous_key is None:
+            text = self._texts.get((cls, names))
+            if text is not None:
+                return text
+        text = self._text(state.obj(), cls, appended, names, previous_key)
+        if appended is None and previous_key is None and not self._hooks_of(cls):
+            self._texts[cls, names] = text
+        return text
+
+    def check(self, state: InstanceState[Any]) -> None:
+        """Refuse the change of an object if its change info will be refused.
+
+        :raises ChangeInfoError: if it is required but missing, or JSON cannot hold it.
+        """
+        if state.class_ not in self._checked or "info" in vars(state):
+            self.of_object(state)
+            if not self._hooks_of(state.class_):
+                self._checked.add(state.class_)
 
     def of_class(self, cls: type, hidden: Iterable[str] = ()) -> str:
         """Return the change info of a statement that changes records of a class, as JSON text."""
-        return self._text(cls, None, tuple(sorted(hidden)), None)
+        return self._text(cls, cls, None, tuple(sorted(hidden)), None)
 
     def _text(
         self,
         target: Any,
+        cls: type,
         appended: Mapping[str, Any] | None,
         hidden: tuple[str, ...],
         previous_key: Mapping[str, Any] | None,
     ) -> str:
-        cls = target if isinstance(target, type) else type(target)
         info = {**self._provided, **self._from_hooks(target, cls)}
         extra = {**info.get("extra", {}), **self._extra, **(appended or {})}
         if self._require_extra and not extra:

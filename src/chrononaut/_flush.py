@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn, cast
 
-from sqlalchemy import Column, Connection, event, inspect
-from sqlalchemy.orm import InstanceState, Session, object_session
-from sqlalchemy.orm.attributes import PASSIVE_NO_INITIALIZE, get_history, set_committed_value
+from sqlalchemy import Column, Connection, event
+from sqlalchemy.orm import InstanceState, LoaderCallableStatus, Session
+from sqlalchemy.orm.attributes import NO_VALUE, instance_state, set_committed_value
 from sqlalchemy.sql.dml import UpdateBase
 
 from chrononaut._capture import (
@@ -30,11 +30,11 @@ from chrononaut._capture import (
     read_current,
     renumber,
 )
-from chrononaut._change_info import ChangeInfoSource, spend_appended_info
+from chrononaut._change_info import ChangeInfoSource, appended_info, spend_appended_info
 from chrononaut._history_table import CHANGE_INFO, CHANGED_ATTRIBUTE, VERSION
 from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping
 from chrononaut._suppression import is_suppressed
-from chrononaut._transaction import TransactionState, config_of, find_config, transaction_of
+from chrononaut._transaction import SessionConfig, transaction_of
 from chrononaut._types import assume_utc
 from chrononaut._wanted import WantedRecord
 from chrononaut.exceptions import ChrononautException, StaleVersionError, UnattachedSessionError
@@ -44,19 +44,24 @@ from chrononaut.typing import Operation
 _FLUSH = "_chrononaut_flush"
 
 
-class _Ending(NamedTuple):
-    """A state that the flush is about to end."""
+class _Change(NamedTuple):
+    """What changes about a record.
 
-    mapping: VersionedMapping
-    record: WantedRecord
-    operation: Operation
+    :param touched: how many of its attributes had been touched when this was found.
+    :param names: names of those whose change counts.
+    :param is_known: whether the version, and the old values of those, are loaded.
+    """
+
+    touched: int
+    names: frozenset[str]
+    is_known: bool
 
 
 class _NewLife(NamedTuple):
     """A record that the flush inserts."""
 
     mapping: VersionedMapping
-    target: object
+    state: InstanceState[Any]
     is_key_given: bool
     is_suppressed: bool
     previous_key: Mapping[str, Any] | None
@@ -65,24 +70,21 @@ class _NewLife(NamedTuple):
 class Flush:
     """What one flush changes, and the writing of its history."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, config: SessionConfig) -> None:
         self.session = session
-        self.config = find_config(session)
-        self._endings: dict[Connection, list[_Ending]] = defaultdict(list)
+        self.transaction = transaction_of(session, config)
+        self._config = config
+        self._endings: dict[Connection, dict[tuple[VersionedMapping, Operation], list[WantedRecord]]] = {}
         self._lives: dict[tuple[Connection, VersionedTable], list[_NewLife]] = defaultdict(list)
-        self._collected: set[InstanceState[Any]] = set()
+        self._prepared: dict[InstanceState[Any], _Change] = {}
         self._old_values: dict[InstanceState[Any], dict[str, Any]] = {}
+        self._collected: set[InstanceState[Any]] = set()
+        self._passed_over: list[tuple[VersionedMapping, InstanceState[Any]]] = []
 
     @cached_property
     def info(self) -> ChangeInfoSource:
         """The change info; asks the provider when first used."""
-        config = self.config or config_of(None, type(self.session))
-        return ChangeInfoSource(config.change_info, config.require_extra_change_info)
-
-    @cached_property
-    def transaction(self) -> TransactionState:
-        """The transaction that the flush is part of."""
-        return transaction_of(self.session, self.config or config_of(None, type(self.session)))
+        return ChangeInfoSource(self._config.change_info, self._config.require_extra_change_info)
 
     # --- before anything is written
 
@@ -91,132 +93,114 @@ class Flush:
         if is_suppressed():
             return
         unread: dict[VersionedMapping, list[InstanceState[Any]]] = defaultdict(list)
-        for target in self.session.dirty:
-            mapping = find_mapping(type(target))
-            if mapping is not None:
-                state = _state(target)
-                changes = _changed_names(mapping, state)
-                if changes:
-                    self.info.of_object(target)
-                    if not _is_known(mapping, state, changes):
-                        unread[mapping].append(state)
-        for target in self.session.deleted:
-            mapping = find_mapping(type(target))
-            if mapping is not None:
-                self.info.of_object(target)
-                if VERSION not in _state(target).dict:
-                    unread[mapping].append(_state(target))
-        for target in self.session.new:
-            mapping = find_mapping(type(target))
-            if mapping is not None and mapping.track_inserts:
-                self.info.of_object(target)
+        for mapping, state in _versioned(self.session.dirty):
+            change = _find_change(mapping, state)
+            if change is not None:
+                self.info.check(state)
+                self._prepared[state] = change
+                if not change.is_known:
+                    unread[mapping].append(state)
+        for mapping, state in _versioned(self.session.deleted):
+            self.info.check(state)
+            if VERSION not in state.dict:
+                unread[mapping].append(state)
+        for mapping, state in _versioned(self.session.new):
+            if mapping.track_inserts:
+                self.info.check(state)
         for mapping, states in unread.items():
             self._read(self.session.connection(bind_arguments={"mapper": mapping.mapper}), mapping, states)
 
-    def _read(
-        self, connection: Connection, mapping: VersionedMapping, states: Iterable[InstanceState[Any]]
-    ) -> None:
+    def _read(self, connection: Connection, mapping: VersionedMapping, states: Iterable[InstanceState[Any]]) -> None:
         """Read and lock what the database holds of records whose version or old values are not loaded."""
         by_key = {_identity(state): state for state in states}
-        names = {name for state in by_key.values() for name in _changed_names(mapping, state)}
-        names.update(mapping.bookkeeping)
+        changes = (_find_change(mapping, state) for state in by_key.values())
+        names = {name for change in changes if change is not None for name in change.names}
+        names = (names | set(mapping.bookkeeping)) - {VERSION}
         columns = {name: cast("Column[Any]", mapping.mapper.columns[name]) for name in sorted(names)}
         for row in read_current(connection, mapping.tables, by_key, list(columns.values())):
             state = by_key[row.key]
-            values = dict(zip(columns, row.values, strict=True))
-            self._old_values[state] = values
-            for name in mapping.bookkeeping:
+            self._prepared.pop(state, None)
+            self._old_values[state] = values = dict(zip(columns, row.values, strict=True))
+            # The key's attributes too: the unit of work would read them one record at a time.
+            known = values | {VERSION: row.version} | dict(zip(mapping.key_attributes, row.key, strict=True))
+            for name in (*mapping.bookkeeping, *mapping.key_attributes):
                 if name not in state.dict:
-                    set_committed_value(state.obj(), name, values[name])
+                    set_committed_value(state.obj(), name, known[name])
 
     # --- told by the unit of work, before it writes
 
-    def collect_insert(self, connection: Connection, mapping: VersionedMapping, target: object) -> None:
+    def collect_insert(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
         """A record is about to be inserted, or to take the place of one of the same key that is deleted."""
-        replaced = self._replaced(mapping, target)
+        replaced = self._replaced(mapping, state)
         if replaced is None:
-            self._begin(connection, mapping, target)
+            self._begin(connection, mapping, state)
             if mapping.has_marks and not is_suppressed():
-                self._mark(connection, target, self.info.of_object(target))
-        elif not is_suppressed():
-            hidden = {name for name in mapping.hidden if replaced.dict.get(name) != _state(target).dict.get(name)}
-            info = self.info.of_object(target, hidden)
+                self._mark(connection, state, self.info.of_object(state))
+        elif is_suppressed():
+            _set(state, VERSION, self._version(connection, mapping, replaced))
+        else:
+            hidden = {name for name in mapping.hidden if replaced.dict.get(name) != state.dict.get(name)}
+            info = self.info.of_object(state, hidden)
             version = self._end(connection, mapping, replaced, "update", info)
-            self._collected.add(_state(target))
-            _set(target, VERSION, version + 1)
+            self._collected.add(state)
+            _set(state, VERSION, version + 1)
             if mapping.has_marks:
-                self._mark(connection, target, info, replaced.dict.get(CHANGED_ATTRIBUTE))
-        else:
-            _set(target, VERSION, self._version(connection, mapping, replaced))
+                self._mark(connection, state, info, replaced.dict.get(CHANGED_ATTRIBUTE))
 
-    def collect_update(self, connection: Connection, mapping: VersionedMapping, target: object) -> None:
+    def collect_update(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
         """A record is about to be updated, perhaps without any change that counts."""
-        state = _state(target)
-        changes = _changed_names(mapping, state)
-        if not changes or is_suppressed():
-            return
-        if not _is_known(mapping, state, changes) and state not in self._old_values:
-            self._read(connection, mapping, [state])
-        changes = {name for name in changes if self._is_net(mapping, state, name)}
-        if not changes:
-            return
-        info = self.info.of_object(target, changes & mapping.hidden)
-        if changes & set(mapping.key_attributes):
-            self._end(connection, mapping, state, "delete", info)
-            _set(target, VERSION, 0)
-            previous = dict(zip(mapping.key_attributes, map(_plain, _identity(state)), strict=True))
-            self._begin(connection, mapping, target, previous)
-        else:
+        change = self._prepared.get(state)
+        if change is None or change.touched != len(state.committed_state):
+            # Relationships or other listeners have touched it since.
+            change = self._find_net_change(connection, mapping, state)
+            if change is None:
+                self._passed_over.append((mapping, state))
+                return
+        info = self.info.of_object(state, change.names & mapping.hidden)
+        if change.names.isdisjoint(mapping.key_attributes):
             version = self._end(connection, mapping, state, "update", info)
-            _set(target, VERSION, version + 1)
+            _set(state, VERSION, version + 1)
+        else:
+            self._end(connection, mapping, state, "delete", info)
+            previous = dict(zip(mapping.key_attributes, map(_plain, _identity(state)), strict=True))
+            self._begin(connection, mapping, state, previous)
         if mapping.has_marks:
-            self._mark(connection, target, info, state.dict.get(CHANGED_ATTRIBUTE))
+            self._mark(connection, state, info, state.dict.get(CHANGED_ATTRIBUTE))
 
-    def collect_delete(self, connection: Connection, mapping: VersionedMapping, target: object) -> None:
+    def collect_delete(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
         """A record is about to be deleted."""
         if not is_suppressed():
-            self._end(connection, mapping, _state(target), "delete", self.info.of_object(target))
+            self._end(connection, mapping, state, "delete", self.info.of_object(state))
 
-    def check_updated(self, mapping: VersionedMapping, target: object) -> None:
-        """A record was updated: refuse changes that were made after it had been collected."""
-        state = _state(target)
-        if is_suppressed() or state in self._collected:
-            return
-        late = sorted(name for name in _changed_names(mapping, state) if self._is_net(mapping, state, name))
-        if late:
-            raise ChrononautException(
-                f"{mapping.name}({_key_text(state)}): {', '.join(late)} changed in a `before_update` listener that was "
-                "registered after the mappers were configured, too late to record it. Register the listener "
-                "before the first query, or change the record in a `before_flush` listener."
-            )
-
-    def collect_marks(self, connection: Connection, target: object) -> None:
+    def collect_marks(self, connection: Connection, state: InstanceState[Any]) -> None:
         """A record that has change marks but no versions is about to be inserted or updated."""
-        if not _state(target).persistent or self.session.is_modified(target, include_collections=False):
-            self._mark(connection, target, self.info.of_object(target))
-            self._collected.add(_state(target))
+        if not state.persistent or self.session.is_modified(state.obj(), include_collections=False):
+            self._mark(connection, state, self.info.of_object(state))
+            self._collected.add(state)
 
-    def _mark(self, connection: Connection, target: object, info: str, not_before: datetime | None = None) -> None:
-        """Set what ``RecordChanges`` keeps on the live row."""
-        at = self.transaction.instant.value(connection)
-        if not_before is not None:
-            at = max(at, assume_utc(not_before))
-        _set(target, CHANGE_INFO, json.loads(info))
-        _set(target, CHANGED_ATTRIBUTE, at)
+    def _find_net_change(
+        self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]
+    ) -> _Change | None:
+        """Return what changes about a record, read from the database where it is not loaded."""
+        change = None if is_suppressed() else _find_change(mapping, state)
+        if change is None or change.is_known:
+            return change
+        if state not in self._old_values:
+            self._read(connection, mapping, [state])
+        names = frozenset(name for name in change.names if self._is_net(mapping, state, name))
+        return _Change(change.touched, names, True) if names else None
 
     def _begin(
         self,
         connection: Connection,
         mapping: VersionedMapping,
-        target: object,
+        state: InstanceState[Any],
         previous_key: Mapping[str, Any] | None = None,
     ) -> None:
-        state = _state(target)
         is_given = all(state.dict.get(name) is not None for name in mapping.key_attributes)
-        life = _NewLife(mapping, target, is_given, is_suppressed(), previous_key)
-        self._lives[connection, mapping.base].append(life)
+        self._lives[connection, mapping.base].append(_NewLife(mapping, state, is_given, is_suppressed(), previous_key))
         self._collected.add(state)
-        _set(target, VERSION, 0)
+        _set(state, VERSION, 0)
 
     def _end(
         self,
@@ -227,35 +211,48 @@ class Flush:
         info: str,
     ) -> int:
         version = self._version(connection, mapping, state)
-        record = WantedRecord(_identity(state), version, info)
-        self._endings[connection].append(_Ending(mapping, record, operation))
+        endings = self._endings.get(connection)
+        if endings is None:
+            endings = self._endings[connection] = defaultdict(list)
+            self._listen(connection)
+        endings[mapping, operation].append((_identity(state), version, info))
         self._collected.add(state)
-        self._listen(connection)
         return version
 
     def _version(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> int:
-        if state.dict.get(VERSION) is None:
-            self._read(connection, mapping, [state])
         version: int | None = state.dict.get(VERSION)
         if version is None:
-            raise StaleVersionError(mapping.name, _identity(state), None, None)
+            self._read(connection, mapping, [state])
+            version = state.dict.get(VERSION)
+            if version is None:
+                raise StaleVersionError(mapping.name, _identity(state), None, None)
         return version
 
-    def _replaced(self, mapping: VersionedMapping, target: object) -> InstanceState[Any] | None:
-        key = mapping.mapper.identity_key_from_instance(target)
-        existing = None if None in key[1] else self.session.identity_map.get(key)
-        if existing is None or existing is target or _state(existing).deleted:
+    def _mark(
+        self, connection: Connection, state: InstanceState[Any], info: str, not_before: datetime | None = None
+    ) -> None:
+        """Set what ``RecordChanges`` keeps on the live row."""
+        at = self.transaction.instant.value(connection)
+        if not_before is not None:
+            at = max(at, assume_utc(not_before))
+        _set(state, CHANGE_INFO, json.loads(info))
+        _set(state, CHANGED_ATTRIBUTE, at)
+
+    def _replaced(self, mapping: VersionedMapping, state: InstanceState[Any]) -> InstanceState[Any] | None:
+        if all(state.dict.get(name) is None for name in mapping.key_attributes):
             return None
-        return _state(existing)
+        key = mapping.mapper.identity_key_from_instance(state.obj())
+        existing = self.session.identity_map.get(key)
+        if existing is None or existing is state.obj() or instance_state(existing).deleted:
+            return None
+        return instance_state(existing)
 
     def _is_net(self, mapping: VersionedMapping, state: InstanceState[Any], name: str) -> bool:
         """Tell whether an attribute that was touched really has another value than the row."""
-        added, _, deleted = get_history(state.obj(), name, PASSIVE_NO_INITIALIZE)
         old_values = self._old_values.get(state)
-        if deleted or not added or old_values is None or name not in old_values:
+        if state.committed_state[name] is not NO_VALUE or old_values is None or name not in old_values:
             return True
-        column = cast("Column[Any]", mapping.mapper.columns[name])
-        return column.type.compare_values(old_values[name], added[0]) is not True
+        return mapping.comparisons[name](old_values[name], state.dict.get(name, NO_VALUE)) is not True
 
     # --- at the first statement that changes what was collected
 
@@ -274,30 +271,42 @@ class Flush:
         if endings is None:
             return
         instant = self.transaction.instant.source(connection)
-        groups: dict[tuple[VersionedTable, Operation], list[_Ending]] = defaultdict(list)
-        for ending in endings:
-            for table in ending.mapping.tables:
-                groups[table, ending.operation].append(ending)
-        for (table, operation), group in groups.items():
-            records = [ending.record for ending in group]
+        groups: dict[tuple[VersionedTable, Operation], list[WantedRecord]] = {}
+        for (mapping, operation), records in endings.items():
+            for table in mapping.tables:
+                held = groups.get((table, operation))
+                groups[table, operation] = records if held is None else [*held, *records]
+        for (table, operation), records in groups.items():
             if copy_states(connection, table, records, operation, instant) != len(records):
-                _raise_stale(connection, group)
+                _raise_stale(connection, table, endings)
 
     # --- after the flush
 
     def finish(self) -> None:
         """Record the births, and make sure that nothing was missed."""
         if self._endings:
-            left = next(iter(self._endings.values()))[0]
-            raise ChrononautException(f"A change of {left.mapping.name}({left.record.key}) was announced but not made.")
+            raise ChrononautException("A change was announced by the unit of work, but not made.")
+        for mapping, state in self._passed_over:
+            self._refuse_late_changes(mapping, state)
         for (connection, table), lives in self._lives.items():
             self._number(connection, table, lives)
         for state in self._collected:
-            spend_appended_info(state)
+            if appended_info(state) is not None:
+                spend_appended_info(state)
+
+    def _refuse_late_changes(self, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
+        change = None if is_suppressed() else _find_change(mapping, state)
+        late = sorted(name for name in change.names if self._is_net(mapping, state, name)) if change else []
+        if late:
+            raise ChrononautException(
+                f"{mapping.name}{_identity(state)!r}: {', '.join(late)} changed in a `before_update` listener that was "
+                "registered after the mappers were configured, too late to record it. Register the listener "
+                "before the first query, or change the record in a `before_flush` listener."
+            )
 
     def _number(self, connection: Connection, table: VersionedTable, lives: list[_NewLife]) -> None:
         """Number new records, after the history that their key may already have, and record their births."""
-        keys = [tuple(life.mapping.mapper.primary_key_from_instance(life.target)) for life in lives]
+        keys = [tuple(life.mapping.mapper.primary_key_from_instance(life.state.obj())) for life in lives]
         used = [key for key, life in zip(keys, lives, strict=True) if _may_be_used(connection, table, life)]
         last = find_last_states(connection, table, used) if used else {}
         births: dict[VersionedTable, list[Birth]] = defaultdict(list)
@@ -307,14 +316,14 @@ class Flush:
             version = FIRST_BIRTH if ended is None else ended.version + 1
             if life.mapping.track_inserts and not life.is_suppressed:
                 began = None if ended is None else ended.changed
-                info = self.info.of_object(life.target, previous_key=life.previous_key)
+                info = self.info.of_object(life.state, previous_key=life.previous_key)
                 birth = Birth(key, version, began, info, _discriminator(life))
                 for each in life.mapping.tables:
                     births[each].append(birth)
                 version += 1
             if max(version, 0) != 0:
                 renumbered[key] = version
-                set_committed_value(life.target, VERSION, version)
+                set_committed_value(life.state.obj(), VERSION, version)
         if renumbered:
             renumber(connection, table, renumbered)
         instant = self.transaction.instant.source(connection)
@@ -332,51 +341,51 @@ def _listener(session: Session) -> Any:
     return before_execute
 
 
-def flush_of(target: object) -> Flush | None:
+def flush_of(state: InstanceState[Any]) -> Flush | None:
     """Return the capture of the flush that a record is part of; None if nothing of it is to be captured.
 
     :raises UnattachedSessionError: if its session was never attached.
     """
-    session = object_session(target)
-    if session is not None and find_config(session) is not None:
-        return current_flush(session)
-    if is_suppressed():
-        return None
-    raise UnattachedSessionError(type(target).__name__)
-
-
-def current_flush(session: Session) -> Flush:
-    """Return the capture of the session's current flush."""
-    flush: Flush | None = session.info.get(_FLUSH)
-    return begin_flush(session) if flush is None else flush
-
-
-def begin_flush(session: Session) -> Flush:
-    """Start capturing a flush."""
-    flush = session.info[_FLUSH] = Flush(session)
+    session = state.session
+    flush: Flush | None = None if session is None else session.info.get(_FLUSH)
+    if flush is None and not is_suppressed():
+        raise UnattachedSessionError(state.class_.__name__)
     return flush
 
 
-def end_flush(session: Session) -> None:
-    """Forget the session's current flush."""
-    session.info.pop(_FLUSH, None)
+def begin_flush(session: Session, config: SessionConfig) -> Flush:
+    """Start capturing a flush."""
+    flush = session.info[_FLUSH] = Flush(session, config)
+    return flush
 
 
-def _changed_names(mapping: VersionedMapping, state: InstanceState[Any]) -> set[str]:
-    """Return the names of attributes whose change counts, by what is loaded."""
-    touched = mapping.noticed.difference(state.unmodified_intersection(mapping.noticed))
-    if not touched:
-        return set()
-    target = state.obj()
-    return {name for name in touched if any(get_history(target, name, PASSIVE_NO_INITIALIZE)[::2])}
+def end_flush(session: Session) -> Flush | None:
+    """Stop capturing a flush."""
+    return cast("Flush | None", session.info.pop(_FLUSH, None))
 
 
-def _is_known(mapping: VersionedMapping, state: InstanceState[Any], changes: Iterable[str]) -> bool:
-    """Tell whether the version and the old values are loaded."""
-    if any(name not in state.dict for name in mapping.bookkeeping):
-        return False
-    target = state.obj()
-    return all(get_history(target, name, PASSIVE_NO_INITIALIZE)[2] for name in changes)
+def _versioned(targets: Iterable[object]) -> Iterator[tuple[VersionedMapping, InstanceState[Any]]]:
+    for target in targets:
+        mapping = find_mapping(type(target))
+        if mapping is not None:
+            yield mapping, instance_state(target)
+
+
+def _find_change(mapping: VersionedMapping, state: InstanceState[Any]) -> _Change | None:
+    """Return what changes about a record, as far as that can be told from what is loaded."""
+    committed, current = state.committed_state, state.dict
+    names = mapping.noticed.intersection(committed)
+    is_known = mapping.bookkept.issubset(current)
+    unchanged = []
+    for name in names:
+        old = committed[name]
+        if old is NO_VALUE:
+            is_known = False
+        elif mapping.comparisons[name](current.get(name, NO_VALUE), old) is True:
+            unchanged.append(name)
+    if unchanged:
+        names = names.difference(unchanged)
+    return _Change(len(committed), names, is_known) if names else None
 
 
 def _may_be_used(connection: Connection, table: VersionedTable, life: _NewLife) -> bool:
@@ -397,39 +406,33 @@ def _discriminator(life: _NewLife) -> Any:
     column = life.mapping.discriminator
     if column is None:
         return None
-    return getattr(life.target, life.mapping.mapper.get_property_by_column(column).key)
+    return getattr(life.state.obj(), life.mapping.mapper.get_property_by_column(column).key)
 
 
-def _raise_stale(connection: Connection, endings: Sequence[_Ending]) -> NoReturn:
+def _raise_stale(
+    connection: Connection,
+    table: VersionedTable,
+    endings: Mapping[tuple[VersionedMapping, Operation], Sequence[WantedRecord]],
+) -> NoReturn:
     """Find the record that does not have the version that it was read with, and say so."""
-    table = endings[0].mapping.base
-    found = {
-        row.key: row.version
-        for row in read_current(connection, [table], [ending.record.key for ending in endings], lock=False)
-    }
-    for mapping, record, _ in endings:
-        if found.get(record.key) != record.version:
-            raise StaleVersionError(mapping.name, record.key, record.version, found.get(record.key))
+    for (mapping, _), records in endings.items():
+        keys = [key for key, _, _ in records]
+        found = {row.key: row.version for row in read_current(connection, [mapping.base], keys, lock=False)}
+        for key, version, _ in records:
+            if found.get(key) != version:
+                raise StaleVersionError(mapping.name, key, version, found.get(key))
     raise ChrononautException(
         f"Not all rows of {table.live.name} could be copied to {table.history.name}, although each has the version "
         "that was expected. Is a column type lossy, so that a key read from the database does not find its row?"
     )
 
 
-def _state(target: object) -> InstanceState[Any]:
-    return cast("InstanceState[Any]", inspect(target, raiseerr=True))
-
-
 def _identity(state: InstanceState[Any]) -> Key:
     return cast("Key", state.identity)
 
 
-def _key_text(state: InstanceState[Any]) -> str:
-    return ", ".join(map(repr, _identity(state)))
-
-
-def _set(target: object, name: str, value: Any) -> None:
-    setattr(target, name, value)
+def _set(state: InstanceState[Any], name: str, value: Any) -> None:
+    setattr(state.obj(), name, value)
 
 
 def _plain(part: Any) -> Any:

@@ -107,6 +107,12 @@ class VersionedMapping:
         return names | self.untracked if self._is_touched_by_any_update else names
 
     @cached_property
+    def comparisons(self) -> dict[str, Callable[[Any, Any], bool]]:
+        """How values of the noticed attributes are compared, as the unit of work does."""
+        columns = self.mapper.columns
+        return {name: cast("Column[Any]", columns[name]).type.compare_values for name in self.noticed}
+
+    @cached_property
     def bookkeeping(self) -> tuple[str, ...]:
         """Names of our own attributes that must be known before a version can be made."""
         return (VERSION, CHANGED_ATTRIBUTE) if CHANGED_ATTRIBUTE in self.mapper.columns else (VERSION,)
@@ -120,7 +126,12 @@ class VersionedMapping:
             for live, _ in table.copied
         )
 
-    @property
+    @cached_property
+    def bookkept(self) -> frozenset[str]:
+        """The same names, as a set."""
+        return frozenset(self.bookkeeping)
+
+    @cached_property
     def has_marks(self) -> bool:
         """Whether the model is ``RecordChanges`` too."""
         return len(self.bookkeeping) > 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, ColumnElement, event, inspect, type_coerce
 from sqlalchemy.ext.hybrid import hybrid_property
-from sqlalchemy.orm import Mapped, Mapper, declared_attr
+from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr
 
 from chrononaut._change_info import ChangeInfoHooks
 from chrononaut._flush import flush_of
@@ -73,11 +73,12 @@ def _after_mapper_constructed(mapper: Mapper[Any], cls: type) -> None:
 def _mapper_configured(mapper: Mapper[Any], cls: type) -> None:
     """Fire once, before the first use of the class."""
     if find_mapping(cls) is None:  # a versioned class has its marks set with its versions
-        event.listen(mapper, "before_insert", _before_write)
-        event.listen(mapper, "before_update", _before_write)
+        event.listen(mapper, "before_insert", _before_write, raw=True)
+        event.listen(mapper, "before_update", _before_write, raw=True)
 
 
-def _before_write(mapper: Mapper[Any], connection: Connection, target: object) -> None:
+def _before_write(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     """Fire before a record is inserted, or updated, or only looked at because something about it was touched."""
-    if flush := flush_of(target):
-        flush.collect_marks(connection, target)
+    flush = flush_of(state)
+    if flush is not None:
+        flush.collect_marks(connection, state)

@@ -9,8 +9,8 @@ from typing import Any, TypeVar, cast
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction, scoped_session, sessionmaker
 
-from chrononaut._flush import begin_flush, current_flush, end_flush
-from chrononaut._transaction import SessionConfig, configure, forget_transaction
+from chrononaut._flush import begin_flush, end_flush
+from chrononaut._transaction import SessionConfig, configure, find_config, forget_transaction
 from chrononaut.exceptions import ChrononautException
 from chrononaut.typing import ChangeInfoProvider, Clock
 
@@ -100,13 +100,16 @@ def _own_subclass(cls: type[Session]) -> type[Session]:
 
 def _before_flush(session: Session, flush_context: UOWTransaction, instances: object) -> None:
     """Fire when a flush begins, before it has looked at anything."""
-    begin_flush(session).prepare()
+    config = find_config(session)
+    if config is not None:
+        begin_flush(session, config).prepare()
 
 
 def _after_flush(session: Session, flush_context: UOWTransaction) -> None:
     """Fire when a flush has written everything, inside its transaction."""
-    current_flush(session).finish()
-    end_flush(session)
+    flush = end_flush(session)
+    if flush is not None:
+        flush.finish()
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:

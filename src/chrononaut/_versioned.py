@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 from sqlalchemy import Connection, event, inspect
-from sqlalchemy.orm import Mapped, Mapper, Query, declared_attr
+from sqlalchemy.orm import InstanceState, Mapped, Mapper, Query, declared_attr
+from sqlalchemy.orm.interfaces import EXT_CONTINUE
 from typing_extensions import Self
 
 from chrononaut._change_info import ChangeInfoHooks
@@ -147,31 +148,33 @@ def _after_mapper_constructed(mapper: Mapper[Any], cls: type) -> None:
 
 def _mapper_configured(mapper: Mapper[Any], cls: type) -> None:
     """Fire once, before the first use of the class: listen as late as that, so as to hear after all others."""
-    event.listen(mapper, "before_insert", _before_insert)
-    event.listen(mapper, "before_update", _before_update)
-    event.listen(mapper, "before_delete", _before_delete)
-    event.listen(mapper, "after_update", _after_update)
+    for name, listener in _LISTENERS.items():
+        # As raw states, and with a return value: SQLAlchemy calls such listeners without a wrapper.
+        event.listen(mapper, name, listener, raw=True, retval=True)
 
 
-def _before_insert(mapper: Mapper[Any], connection: Connection, target: object) -> None:
+def _before_insert(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> Any:
     """Fire before a record is inserted, or takes the place of a deleted one of the same key."""
-    if flush := flush_of(target):
-        flush.collect_insert(connection, mapping_of(type(target)), target)
+    flush = flush_of(state)
+    if flush is not None:
+        flush.collect_insert(connection, mapping_of(mapper.class_), state)
+    return EXT_CONTINUE
 
 
-def _before_update(mapper: Mapper[Any], connection: Connection, target: object) -> None:
+def _before_update(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> Any:
     """Fire before a record is updated, or only looked at because something about it was touched."""
-    if flush := flush_of(target):
-        flush.collect_update(connection, mapping_of(type(target)), target)
+    flush = flush_of(state)
+    if flush is not None:
+        flush.collect_update(connection, mapping_of(mapper.class_), state)
+    return EXT_CONTINUE
 
 
-def _before_delete(mapper: Mapper[Any], connection: Connection, target: object) -> None:
+def _before_delete(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> Any:
     """Fire before a record is deleted."""
-    if flush := flush_of(target):
-        flush.collect_delete(connection, mapping_of(type(target)), target)
+    flush = flush_of(state)
+    if flush is not None:
+        flush.collect_delete(connection, mapping_of(mapper.class_), state)
+    return EXT_CONTINUE
 
 
-def _after_update(mapper: Mapper[Any], connection: Connection, target: object) -> None:
-    """Fire after a record was updated, while its changes can still be seen."""
-    if flush := flush_of(target):
-        flush.check_updated(mapping_of(type(target)), target)
+_LISTENERS = {"before_insert": _before_insert, "before_update": _before_update, "before_delete": _before_delete}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from sqlalchemy import (
     ARRAY,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     bindparam,
     column,
     func,
+    literal_column,
     tuple_,
 )
 from sqlalchemy import cast as sql_cast
@@ -27,17 +29,12 @@ from sqlalchemy.types import TypeEngine
 Item = TypeVar("Item")
 _CHUNK = 500
 
-#: How a statement is told its records. ``rows``: it is executed once for each of them, which costs nothing where the
-#: database lives in the process, and is the plainest statement for a single one. ``arrays``: once for all.
-Shape = Literal["rows", "arrays"]
+#: A record to copy: its primary key, the version it must have, and the change info as JSON text.
+WantedRecord = tuple[tuple[Any, ...], int, str]
 
-
-class WantedRecord(NamedTuple):
-    """A record to copy: its primary key, the version it must have, and the change info as JSON text."""
-
-    key: tuple[Any, ...]
-    version: int
-    info: str
+#: How a statement is told its records. ``rows``: one by one, which is the plainest statement for a single record.
+#: ``arrays``: all at once, as PostgreSQL's arrays. ``document``: all at once, as one JSON document.
+Shape = Literal["rows", "arrays", "document"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,45 +51,84 @@ class Wanted:
         return and_(*(mine == wanted for mine, wanted in zip(columns, self.key, strict=True)))
 
 
-def choose_shape(dialect: Dialect, records: Sequence[WantedRecord]) -> Shape:
-    """Return the shape that suits a database and a number of records."""
-    return "arrays" if dialect.name == "postgresql" and len(records) > 1 else "rows"
+def choose_shape(dialect: Dialect, key: Sequence[Column[Any]], records: Sequence[WantedRecord]) -> Shape:
+    """Return the shape that suits a database, the types of a key, and a number of records."""
+    if len(records) == 1:
+        return "rows"
+    if dialect.name == "postgresql":
+        return "arrays"
+    return "document" if _fit_json(_bound(dialect, key, records[0][0])) else "rows"
 
 
 def wanted_records(key: Sequence[Column[Any]], shape: Shape) -> Wanted:
     """Return the wanted records for a statement about a table with this primary key."""
-    types: list[TypeEngine[Any]] = [*(part.type for part in key), Integer(), Text()]
     names = [*(f"key_{number}" for number in range(len(key))), "version", "info"]
+    types: list[TypeEngine[Any]] = [*(part.type for part in key), Integer(), Text()]
     if shape == "rows":
         binds = [bindparam(f"wanted_{name}", type_=type_) for name, type_ in zip(names, types, strict=True)]
         return Wanted(None, tuple(binds[:-2]), cast("ColumnElement[int]", binds[-2]), binds[-1])
-    arrays = [
-        sql_cast(bindparam(f"wanted_{name}", type_=ARRAY(type_)), ARRAY(type_))
-        for name, type_ in zip(names, types, strict=True)
-    ]
-    columns = [column(name, type_) for name, type_ in zip(names, types, strict=True)]
-    source = func.unnest(*arrays).table_valued(*columns, name="wanted").render_derived()
-    return Wanted(source, tuple(source.c[name] for name in names[:-2]), source.c.version, source.c.info)
+    source: FromClause
+    if shape == "arrays":
+        arrays = (
+            sql_cast(bindparam(f"wanted_{name}", type_=ARRAY(type_)), ARRAY(type_))
+            for name, type_ in zip(names, types, strict=True)
+        )
+        columns = (column(name, type_) for name, type_ in zip(names, types, strict=True))
+        source = func.unnest(*arrays).table_valued(*columns, name="wanted").render_derived()
+        fields: list[ColumnElement[Any]] = [source.c[name] for name in names]
+    else:
+        source = func.json_each(bindparam("wanted", type_=Text())).table_valued("value", name="wanted")
+        fields = [
+            func.json_extract(source.c.value, literal_column(f"'$[{number}]'"), type_=type_)
+            for number, type_ in enumerate(types)
+        ]
+    # Most records of a flush share one change info, which is not sent again with each of them.
+    info = func.coalesce(fields[-1], bindparam("wanted_info_of_most", type_=Text()), type_=Text())
+    return Wanted(source, tuple(fields[:-2]), fields[-2], info)
 
 
-def wanted_parameters(records: Sequence[WantedRecord], shape: Shape) -> list[dict[str, Any]]:
+def wanted_parameters(
+    dialect: Dialect, key: Sequence[Column[Any]], records: Sequence[WantedRecord], shape: Shape
+) -> list[dict[str, Any]]:
     """Return the parameters that tell a statement of that shape its records."""
     if shape == "rows":
         return [
             {
-                **{f"wanted_key_{number}": part for number, part in enumerate(record.key)},
-                "wanted_version": record.version,
-                "wanted_info": record.info,
+                **{f"wanted_key_{number}": part for number, part in enumerate(parts)},
+                "wanted_version": version,
+                "wanted_info": info,
             }
-            for record in records
+            for parts, version, info in records
         ]
-    parameters: dict[str, Any] = {
-        f"wanted_key_{number}": list(parts)
-        for number, parts in enumerate(zip(*(record.key for record in records), strict=True))
-    }
-    parameters["wanted_version"] = [record.version for record in records]
-    parameters["wanted_info"] = [record.info for record in records]
+    most = records[0][2]
+    parameters: dict[str, Any] = {"wanted_info_of_most": most}
+    if shape == "arrays":
+        keys, versions, infos = zip(*records, strict=True)
+        for number, parts in enumerate(zip(*keys, strict=True)):
+            parameters[f"wanted_key_{number}"] = list(parts)
+        parameters["wanted_version"] = list(versions)
+        parameters["wanted_info"] = [None if info == most else info for info in infos]
+    else:
+        rows = [
+            (*_bound(dialect, key, parts), version, None if info == most else info) for parts, version, info in records
+        ]
+        parameters["wanted"] = json.dumps(rows)
     return [parameters]
+
+
+def _bound(dialect: Dialect, key: Sequence[Column[Any]], parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the parts of a key as they are sent to the database."""
+    if all(type(part) is int for part in parts):
+        return parts
+    bound = []
+    for column_, part in zip(key, parts, strict=True):
+        process = column_.type.dialect_impl(dialect).bind_processor(dialect)
+        bound.append(part if process is None else process(part))
+    return tuple(bound)
+
+
+def _fit_json(parts: tuple[Any, ...]) -> bool:
+    return all(isinstance(part, int | str) for part in parts)
 
 
 def keys_in(columns: Sequence[ColumnElement[Any]], keys: Iterable[tuple[Any, ...]]) -> Iterator[ColumnElement[bool]]:
