@@ -114,20 +114,24 @@ def _build_copy(
         CHANGE_INFO: as_json(wanted.info, dialect),
         OPERATION: literal(operation, String()),
     }
-    query = select(*columns.values()).select_from(_wanted_rows(table, wanted).outerjoin(before, precedes))
-    query = query.where(wanted.is_key(table.key), version == wanted.version)
+    rows = _wanted_rows(table, wanted).outerjoin(before, precedes)
+    query = select(*columns.values()).select_from(rows).where(version == wanted.version, *_if_bound(table, wanted))
     return insert(table.history).from_select(list(columns), lock_rows(query, table, operation, shape))
 
 
 def _build_child_copy(table: VersionedTable, shape: Shape) -> Insert:
     wanted = wanted_records(table.key, shape)
     columns = _copied_columns(table) | {VERSION: wanted.version}
-    query = select(*columns.values()).select_from(_wanted_rows(table, wanted)).where(wanted.is_key(table.key))
+    query = select(*columns.values()).select_from(_wanted_rows(table, wanted)).where(*_if_bound(table, wanted))
     return insert(table.history).from_select(list(columns), query)
 
 
 def _wanted_rows(table: VersionedTable, wanted: Wanted) -> FromClause:
     return table.live if wanted.source is None else wanted.source.join(table.live, wanted.is_key(table.key))
+
+
+def _if_bound(table: VersionedTable, wanted: Wanted) -> list[ColumnElement[bool]]:
+    return [wanted.is_key(table.key)] if wanted.source is None else []
 
 
 def _copied_columns(table: VersionedTable) -> dict[str, ColumnElement[Any]]:
@@ -142,7 +146,9 @@ def live_version(table: VersionedTable) -> Column[int]:
     return cast("Column[int]", table.live_version)
 
 
-def lock_rows(query: Select[Any], table: VersionedTable, operation: Operation, shape: Shape | None = None) -> Select[Any]:
+def lock_rows(
+    query: Select[Any], table: VersionedTable, operation: Operation, shape: Shape | None = None
+) -> Select[Any]:
     """Make a query lock the live rows that it reads, in the key's order, so that writers cannot deadlock."""
     # An update does not block those who insert rows that refer to this one; a deletion must.
     query = query.with_for_update(of=table.live, key_share=operation == "update")
@@ -240,9 +246,7 @@ def renumber(connection: Connection, table: VersionedTable, versions: Mapping[Ke
 
 
 def _build_renumbering(table: VersionedTable) -> Update:
-    keys = (
-        column == bindparam(f"live_key_{number}", type_=column.type) for number, column in enumerate(table.key)
-    )
+    keys = (column == bindparam(f"live_key_{number}", type_=column.type) for number, column in enumerate(table.key))
     return update(table.live).where(*keys).values({live_version(table).key: bindparam("live_version")})
 
 

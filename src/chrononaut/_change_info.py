@@ -139,12 +139,15 @@ class ChangeInfoSource:
         self._require_extra = require_extra
         self._extra = dict(_extra.get())
         self._provided: ChangeInfo = {"user_id": None, "remote_addr": None, **(provider() if provider else {})}
-        self._texts: dict[tuple[Any, ...], str] = {}
+        self._texts: dict[tuple[type, frozenset[str]], str] = {}
         self._hooks: dict[type, tuple[str, ...]] = {}
         self._checked: set[type] = set()
 
     def of_object(
-        self, state: InstanceState[Any], hidden: Iterable[str] = (), previous_key: Mapping[str, Any] | None = None
+        self,
+        state: InstanceState[Any],
+        hidden: frozenset[str] = frozenset(),
+        previous_key: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the change info of a change to an object, as JSON text.
 
@@ -153,36 +156,39 @@ class ChangeInfoSource:
         """
         cls = state.class_
         appended = appended_info(state)
-        names = tuple(sorted(hidden)) if hidden else ()
         if appended is None and previous_key is None:
-            text = self._texts.get((cls, names))
+            text = self._texts.get((cls, hidden))
             if text is not None:
                 return text
-        text = self._text(state.obj(), cls, appended, names, previous_key)
+        text = self._text(state.obj(), cls, appended, hidden, previous_key)
         if appended is None and previous_key is None and not self._hooks_of(cls):
-            self._texts[cls, names] = text
+            self._texts[cls, hidden] = text
         return text
+
+    def must_check(self, state: InstanceState[Any]) -> bool:
+        """Tell whether an object's change info may be refused although that of others of its class was not."""
+        return state.class_ not in self._checked or "info" in vars(state)
 
     def check(self, state: InstanceState[Any]) -> None:
         """Refuse the change of an object if its change info will be refused.
 
         :raises ChangeInfoError: if it is required but missing, or JSON cannot hold it.
         """
-        if state.class_ not in self._checked or "info" in vars(state):
+        if self.must_check(state):
             self.of_object(state)
             if not self._hooks_of(state.class_):
                 self._checked.add(state.class_)
 
     def of_class(self, cls: type, hidden: Iterable[str] = ()) -> str:
         """Return the change info of a statement that changes records of a class, as JSON text."""
-        return self._text(cls, cls, None, tuple(sorted(hidden)), None)
+        return self._text(cls, cls, None, frozenset(hidden), None)
 
     def _text(
         self,
         target: Any,
         cls: type,
         appended: Mapping[str, Any] | None,
-        hidden: tuple[str, ...],
+        hidden: frozenset[str],
         previous_key: Mapping[str, Any] | None,
     ) -> str:
         info = {**self._provided, **self._from_hooks(target, cls)}
@@ -195,7 +201,7 @@ class ChangeInfoSource:
         if extra:
             info["extra"] = extra
         if hidden:
-            info["hidden_cols_changed"] = list(hidden)
+            info["hidden_cols_changed"] = sorted(hidden)
         if previous_key is not None:
             info["previous_key"] = previous_key
         return _as_json(info, cls)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, inspect, select
+from sqlalchemy import inspect, select
 
 from chrononaut._history_record import HistoryRecord
 from chrononaut._mapping import VersionedMapping, mapping_of
@@ -52,8 +52,7 @@ def _own_state(mapping: VersionedMapping, record: object, state: object) -> int:
 
 
 def _are_equal(mapping: VersionedMapping, name: str, one: Any, other: Any) -> bool:
-    column = mapping.mapper.columns[name]
-    return isinstance(column, Column) and column.type.compare_values(one, other) is True
+    return mapping.comparisons[name](one, other) is True
 
 
 def _changed_hidden(mapping: VersionedMapping, record: object, start: int, end: int | None) -> list[str]:

@@ -15,9 +15,9 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn, cast
 
-from sqlalchemy import Column, Connection, event
+from sqlalchemy import Connection, event
 from sqlalchemy.orm import InstanceState, LoaderCallableStatus, Session
-from sqlalchemy.orm.attributes import NO_VALUE, instance_state, set_committed_value
+from sqlalchemy.orm.attributes import instance_state, set_committed_value
 from sqlalchemy.sql.dml import UpdateBase
 
 from chrononaut._capture import (
@@ -38,23 +38,10 @@ from chrononaut._transaction import SessionConfig, transaction_of
 from chrononaut._types import assume_utc
 from chrononaut._wanted import WantedRecord
 from chrononaut.exceptions import ChrononautException, StaleVersionError, UnattachedSessionError
-from chrononaut.typing import Operation
-
+from chrononaut.typing import ChangeInfo, Operation
 
 _FLUSH = "_chrononaut_flush"
-
-
-class _Change(NamedTuple):
-    """What changes about a record.
-
-    :param touched: how many of its attributes had been touched when this was found.
-    :param names: names of those whose change counts.
-    :param is_known: whether the version, and the old values of those, are loaded.
-    """
-
-    touched: int
-    names: frozenset[str]
-    is_known: bool
+NO_VALUE = LoaderCallableStatus.NO_VALUE
 
 
 class _NewLife(NamedTuple):
@@ -64,7 +51,7 @@ class _NewLife(NamedTuple):
     state: InstanceState[Any]
     is_key_given: bool
     is_suppressed: bool
-    previous_key: Mapping[str, Any] | None
+    previous_key: ChangeInfo | None
 
 
 class Flush:
@@ -76,9 +63,8 @@ class Flush:
         self._config = config
         self._endings: dict[Connection, dict[tuple[VersionedMapping, Operation], list[WantedRecord]]] = {}
         self._lives: dict[tuple[Connection, VersionedTable], list[_NewLife]] = defaultdict(list)
-        self._prepared: dict[InstanceState[Any], _Change] = {}
         self._old_values: dict[InstanceState[Any], dict[str, Any]] = {}
-        self._collected: set[InstanceState[Any]] = set()
+        self._appended_to: list[InstanceState[Any]] = []
         self._passed_over: list[tuple[VersionedMapping, InstanceState[Any]]] = []
 
     @cached_property
@@ -94,11 +80,10 @@ class Flush:
             return
         unread: dict[VersionedMapping, list[InstanceState[Any]]] = defaultdict(list)
         for mapping, state in _versioned(self.session.dirty):
-            change = _find_change(mapping, state)
-            if change is not None:
+            is_known = _is_known(mapping, state)
+            if (not is_known or self.info.must_check(state)) and _changed_names(mapping, state):
                 self.info.check(state)
-                self._prepared[state] = change
-                if not change.is_known:
+                if not is_known:
                     unread[mapping].append(state)
         for mapping, state in _versioned(self.session.deleted):
             self.info.check(state)
@@ -113,13 +98,11 @@ class Flush:
     def _read(self, connection: Connection, mapping: VersionedMapping, states: Iterable[InstanceState[Any]]) -> None:
         """Read and lock what the database holds of records whose version or old values are not loaded."""
         by_key = {_identity(state): state for state in states}
-        changes = (_find_change(mapping, state) for state in by_key.values())
-        names = {name for change in changes if change is not None for name in change.names}
-        names = (names | set(mapping.bookkeeping)) - {VERSION}
-        columns = {name: cast("Column[Any]", mapping.mapper.columns[name]) for name in sorted(names)}
+        names = {name for state in by_key.values() for name in _changed_names(mapping, state)}
+        names = (names | mapping.bookkept) - {VERSION}
+        columns = {name: mapping.mapper.columns[name] for name in sorted(names)}
         for row in read_current(connection, mapping.tables, by_key, list(columns.values())):
             state = by_key[row.key]
-            self._prepared.pop(state, None)
             self._old_values[state] = values = dict(zip(columns, row.values, strict=True))
             # The key's attributes too: the unit of work would read them one record at a time.
             known = values | {VERSION: row.version} | dict(zip(mapping.key_attributes, row.key, strict=True))
@@ -135,29 +118,25 @@ class Flush:
         if replaced is None:
             self._begin(connection, mapping, state)
             if mapping.has_marks and not is_suppressed():
-                self._mark(connection, state, self.info.of_object(state))
+                self._mark(connection, state, self._info(state))
         elif is_suppressed():
             _set(state, VERSION, self._version(connection, mapping, replaced))
         else:
-            hidden = {name for name in mapping.hidden if replaced.dict.get(name) != state.dict.get(name)}
-            info = self.info.of_object(state, hidden)
+            hidden = frozenset(name for name in mapping.hidden if replaced.dict.get(name) != state.dict.get(name))
+            info = self._info(state, hidden)
             version = self._end(connection, mapping, replaced, "update", info)
-            self._collected.add(state)
             _set(state, VERSION, version + 1)
             if mapping.has_marks:
                 self._mark(connection, state, info, replaced.dict.get(CHANGED_ATTRIBUTE))
 
     def collect_update(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
         """A record is about to be updated, perhaps without any change that counts."""
-        change = self._prepared.get(state)
-        if change is None or change.touched != len(state.committed_state):
-            # Relationships or other listeners have touched it since.
-            change = self._find_net_change(connection, mapping, state)
-            if change is None:
-                self._passed_over.append((mapping, state))
-                return
-        info = self.info.of_object(state, change.names & mapping.hidden)
-        if change.names.isdisjoint(mapping.key_attributes):
+        names = self._net_names(connection, mapping, state)
+        if not names:
+            self._passed_over.append((mapping, state))
+            return
+        info = self._info(state, names & mapping.hidden)
+        if names.isdisjoint(mapping.key_attributes):
             version = self._end(connection, mapping, state, "update", info)
             _set(state, VERSION, version + 1)
         else:
@@ -170,36 +149,42 @@ class Flush:
     def collect_delete(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
         """A record is about to be deleted."""
         if not is_suppressed():
-            self._end(connection, mapping, state, "delete", self.info.of_object(state))
+            self._end(connection, mapping, state, "delete", self._info(state))
 
     def collect_marks(self, connection: Connection, state: InstanceState[Any]) -> None:
         """A record that has change marks but no versions is about to be inserted or updated."""
         if not state.persistent or self.session.is_modified(state.obj(), include_collections=False):
-            self._mark(connection, state, self.info.of_object(state))
-            self._collected.add(state)
+            self._mark(connection, state, self._info(state))
 
-    def _find_net_change(
+    def _net_names(
         self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]
-    ) -> _Change | None:
-        """Return what changes about a record, read from the database where it is not loaded."""
-        change = None if is_suppressed() else _find_change(mapping, state)
-        if change is None or change.is_known:
-            return change
+    ) -> frozenset[str]:
+        """Return the attributes whose change counts; old values that are not loaded are read from the database."""
+        names = _changed_names(mapping, state)
+        if not names or is_suppressed():
+            return frozenset()
+        if _is_known(mapping, state):
+            return names
         if state not in self._old_values:
             self._read(connection, mapping, [state])
-        names = frozenset(name for name in change.names if self._is_net(mapping, state, name))
-        return _Change(change.touched, names, True) if names else None
+        return frozenset(name for name in names if self._is_net(mapping, state, name))
+
+    def _info(
+        self, state: InstanceState[Any], hidden: frozenset[str] = frozenset(), previous_key: ChangeInfo | None = None
+    ) -> str:
+        if appended_info(state) is not None:
+            self._appended_to.append(state)
+        return self.info.of_object(state, hidden, previous_key)
 
     def _begin(
         self,
         connection: Connection,
         mapping: VersionedMapping,
         state: InstanceState[Any],
-        previous_key: Mapping[str, Any] | None = None,
+        previous_key: ChangeInfo | None = None,
     ) -> None:
         is_given = all(state.dict.get(name) is not None for name in mapping.key_attributes)
         self._lives[connection, mapping.base].append(_NewLife(mapping, state, is_given, is_suppressed(), previous_key))
-        self._collected.add(state)
         _set(state, VERSION, 0)
 
     def _end(
@@ -216,16 +201,15 @@ class Flush:
             endings = self._endings[connection] = defaultdict(list)
             self._listen(connection)
         endings[mapping, operation].append((_identity(state), version, info))
-        self._collected.add(state)
         return version
 
     def _version(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> int:
+        """Return the version that a record was read with, or has now if it was not read."""
+        if VERSION not in state.dict:
+            self._read(connection, mapping, [state])
         version: int | None = state.dict.get(VERSION)
         if version is None:
-            self._read(connection, mapping, [state])
-            version = state.dict.get(VERSION)
-            if version is None:
-                raise StaleVersionError(mapping.name, _identity(state), None, None)
+            raise StaleVersionError(mapping.name, _identity(state), None, None)
         return version
 
     def _mark(
@@ -290,14 +274,12 @@ class Flush:
             self._refuse_late_changes(mapping, state)
         for (connection, table), lives in self._lives.items():
             self._number(connection, table, lives)
-        for state in self._collected:
-            if appended_info(state) is not None:
-                spend_appended_info(state)
+        for state in self._appended_to:
+            spend_appended_info(state)
 
     def _refuse_late_changes(self, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
-        change = None if is_suppressed() else _find_change(mapping, state)
-        late = sorted(name for name in change.names if self._is_net(mapping, state, name)) if change else []
-        if late:
+        late = sorted(name for name in _changed_names(mapping, state) if self._is_net(mapping, state, name))
+        if late and not is_suppressed():
             raise ChrononautException(
                 f"{mapping.name}{_identity(state)!r}: {', '.join(late)} changed in a `before_update` listener that was "
                 "registered after the mappers were configured, too late to record it. Register the listener "
@@ -316,7 +298,7 @@ class Flush:
             version = FIRST_BIRTH if ended is None else ended.version + 1
             if life.mapping.track_inserts and not life.is_suppressed:
                 began = None if ended is None else ended.changed
-                info = self.info.of_object(life.state, previous_key=life.previous_key)
+                info = self._info(life.state, previous_key=life.previous_key)
                 birth = Birth(key, version, began, info, _discriminator(life))
                 for each in life.mapping.tables:
                     births[each].append(birth)
@@ -371,21 +353,23 @@ def _versioned(targets: Iterable[object]) -> Iterator[tuple[VersionedMapping, In
             yield mapping, instance_state(target)
 
 
-def _find_change(mapping: VersionedMapping, state: InstanceState[Any]) -> _Change | None:
-    """Return what changes about a record, as far as that can be told from what is loaded."""
+def _changed_names(mapping: VersionedMapping, state: InstanceState[Any]) -> frozenset[str]:
+    """Return the attributes whose change counts, as far as the old values are loaded."""
     committed, current = state.committed_state, state.dict
     names = mapping.noticed.intersection(committed)
-    is_known = mapping.bookkept.issubset(current)
-    unchanged = []
     for name in names:
         old = committed[name]
+        if old is not NO_VALUE and mapping.comparisons[name](current.get(name, NO_VALUE), old) is True:
+            names = names.difference((name,))
+    return names
+
+
+def _is_known(mapping: VersionedMapping, state: InstanceState[Any]) -> bool:
+    """Tell whether a record's version, and the old values of what was touched, are loaded."""
+    for old in state.committed_state.values():
         if old is NO_VALUE:
-            is_known = False
-        elif mapping.comparisons[name](current.get(name, NO_VALUE), old) is True:
-            unchanged.append(name)
-    if unchanged:
-        names = names.difference(unchanged)
-    return _Change(len(committed), names, is_known) if names else None
+            return False
+    return mapping.bookkept.issubset(state.dict)
 
 
 def _may_be_used(connection: Connection, table: VersionedTable, life: _NewLife) -> bool:

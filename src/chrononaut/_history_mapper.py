@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from sqlalchemy import Column, Connection, Enum, Integer, Table, and_, event, type_coerce
@@ -25,7 +25,7 @@ from chrononaut._history_table import (
     moved,
     register_history_table,
 )
-from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping, set_mapping
+from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping, mapped_columns, set_mapping
 from chrononaut._options import RESERVED, Options, read_options
 from chrononaut._suppression import may_delete_history
 from chrononaut._types import LenientEnum, UTCDateTime
@@ -124,14 +124,15 @@ def _attributes(mapper: Mapper[Any], names: Iterable[str], option: str) -> froze
 
 def _resolve(mapper: Mapper[Any], name: str, option: str) -> str:
     """Return the attribute of a column that an option names by attribute or by column name."""
-    if isinstance(mapper.columns.get(name), Column):
+    columns = mapped_columns(mapper)
+    if name in columns:
         return name
-    for column in mapper.columns:
-        if isinstance(column, Column) and name in (column.name, column.key):
-            return mapper.get_property_by_column(column).key
+    for attribute, column in columns.items():
+        if name in (column.name, column.key):
+            return attribute
     raise MappingError(
         f"{mapper.class_.__name__}.__chrononaut_{option}__ names {name!r}, which is no column of the model. "
-        f"It has: {', '.join(sorted(mapper.columns.keys()))}."
+        f"It has: {', '.join(sorted(columns))}."
     )
 
 
@@ -163,11 +164,7 @@ def _attribute(mapper: Mapper[Any], column: Column[Any]) -> str:
 
 
 def _tracked(mapper: Mapper[Any]) -> frozenset[str]:
-    return frozenset(
-        mapper.get_property_by_column(column).key
-        for column in mapper.columns
-        if isinstance(column, Column) and is_tracked(column)
-    )
+    return frozenset(name for name, column in mapped_columns(mapper).items() if is_tracked(column))
 
 
 # --- its tables
@@ -240,7 +237,8 @@ def _history_class(
         "__chrononaut_model__": cls,
     }
     if copy_validators:
-        members |= {validator.__name__: validator for validator, _ in mapper.validators.values()}
+        validators = cast("Iterable[tuple[Callable[..., Any], Any]]", mapper.validators.values())
+        members |= {validator.__name__: validator for validator, _ in validators}
     for name in hidden:
         members[name] = NotInHistory(HiddenAttributeError(cls.__name__, name))
     for name in untracked:
@@ -269,7 +267,9 @@ def _map(mapping: VersionedMapping, parent: VersionedMapping | None) -> None:
         mapping.history_class,
         None if is_shared else table.history,
         properties=properties,
-        include_properties=[column for columns in properties.values() if isinstance(columns, list) for column in columns],
+        include_properties=[
+            column for columns in properties.values() if isinstance(columns, list) for column in columns
+        ],
         **settings,
     )
     for name in ("before_insert", "before_update"):

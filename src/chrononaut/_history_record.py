@@ -63,4 +63,4 @@ class NotInHistory:
         self._error = error
 
     def __get__(self, instance: object, owner: type) -> NoReturn:
-        raise type(self._error)(self._error.model, self._error.name)
+        raise type(self._error)(self._error.model, self._error.attribute)

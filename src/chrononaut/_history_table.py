@@ -12,7 +12,7 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import NullType, TypeEngine
 
-from chrononaut._types import change_info_type, instant_type
+from chrononaut._types import change_info_type, instant_type, plain_enum
 
 VERSION, BEGAN, CHANGED = "version", "began", "changed"
 CHANGE_INFO, OPERATION = "change_info", "operation"
@@ -52,7 +52,7 @@ class _FollowingColumn(Column[Any]):
         return column
 
     @property
-    def type(self) -> TypeEngine[Any]:  # type: ignore[override]  # an attribute that is looked up late
+    def type(self) -> TypeEngine[Any]:  # an attribute of Column, looked up late here
         source = self.__dict__.get("_source")
         return NullType() if source is None else history_type(source.type)
 
@@ -184,7 +184,7 @@ def _copy_column(column: Column[Any]) -> Column[Any]:
         return _FollowingColumn.of(column, **settings)
     type_ = history_type(column.type)
     if column.primary_key and isinstance(column.type, Enum):
-        type_ = column.type.adapt(Enum, native_enum=False, create_constraint=False)
+        type_ = plain_enum(column.type)
     return Column(column.name, type_, key=column.key, **settings)
 
 

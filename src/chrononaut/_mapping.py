@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -110,7 +110,7 @@ class VersionedMapping:
     def comparisons(self) -> dict[str, Callable[[Any, Any], bool]]:
         """How values of the noticed attributes are compared, as the unit of work does."""
         columns = self.mapper.columns
-        return {name: cast("Column[Any]", columns[name]).type.compare_values for name in self.noticed}
+        return {name: columns[name].type.compare_values for name in self.noticed}
 
     @cached_property
     def bookkeeping(self) -> tuple[str, ...]:
@@ -146,6 +146,12 @@ class VersionedMapping:
     def key_attributes(self) -> tuple[str, ...]:
         """Names of the primary key attributes, in the key's order."""
         return tuple(self.mapper.get_property_by_column(column).key for column in self.mapper.primary_key)
+
+
+def mapped_columns(mapper: Mapper[Any]) -> dict[str, Column[Any]]:
+    """Return the columns that a model maps, by attribute; its SQL expressions are left out."""
+    everything = cast("Iterable[tuple[str, Any]]", mapper.columns.items())
+    return {name: column for name, column in everything if isinstance(column, Column)}
 
 
 def set_mapping(cls: type, mapping: VersionedMapping) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, ColumnElement, event, inspect, type_coerce
+from sqlalchemy import ColumnElement, Connection, event, inspect, type_coerce
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr
 
@@ -20,8 +20,8 @@ from chrononaut.typing import ChangeInfo
 class RecordChanges(ChangeInfoHooks):
     """Keep on each row who changed it last and when, in the columns ``change_info`` and ``changed``.
 
-    Alone, they are set at every insert and update. On a model that is ``Versioned`` too, they are set whenever a version is
-    made, and live ``changed`` is what history calls ``began``. E.g.::
+    Alone, they are set at every insert and update. On a model that is ``Versioned`` too, they are set whenever a
+    version is made, and live ``changed`` is what history calls ``began``. E.g.::
 
         class Page(RecordChanges, Base):
             __tablename__ = "page"
@@ -39,7 +39,7 @@ class RecordChanges(ChangeInfoHooks):
     else:
 
         @declared_attr
-        def change_info(cls):  # noqa: D102  # documented above
+        def change_info(cls):  # documented above
             return RecordChangesColumn(CHANGE_INFO, change_info_type())
 
         @declared_attr
@@ -47,7 +47,7 @@ class RecordChanges(ChangeInfoHooks):
             return RecordChangesColumn(CHANGED, instant_type(), key=CHANGED)
 
         @hybrid_property
-        def changed(self) -> datetime | None:  # noqa: D102  # documented above
+        def changed(self) -> datetime | None:  # documented above
             value = getattr(self, CHANGED_ATTRIBUTE)
             return None if value is None else assume_utc(value)
 

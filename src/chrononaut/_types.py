@@ -60,6 +60,12 @@ class UTCDateTime(TypeDecorator[datetime]):
         return None if value is None else assume_utc(value)
 
 
+def plain_enum(enum: Enum) -> Enum:
+    """Return the same enum as plain text in the database, whatever it is there now."""
+    adapt = cast("Callable[..., Enum]", enum.adapt)
+    return adapt(Enum, native_enum=False, create_constraint=False)
+
+
 class LenientEnum(TypeDecorator[Any]):
     """Members of an enum, read from plain text; a text that is no member any more comes back as it is."""
 
@@ -69,7 +75,7 @@ class LenientEnum(TypeDecorator[Any]):
     def __init__(self, enum: Enum) -> None:
         super().__init__()
         self.enum = enum
-        self.impl = enum.adapt(Enum, native_enum=False, create_constraint=False)  # type: ignore[assignment]  # a TypeDecorator's own way to vary its impl
+        self.impl = plain_enum(enum)  # type: ignore[assignment]  # TypeDecorator itself sets an instance here
 
     def copy(self, **kw: Any) -> LenientEnum:
         return LenientEnum(self.enum)

@@ -61,7 +61,7 @@ class Versioned(ChangeInfoHooks):
     else:
 
         @declared_attr
-        def version(cls):  # noqa: D102  # documented above
+        def version(cls):  # documented above
             return version_column()
 
     def __init_subclass__(cls, **kw: Any) -> None:

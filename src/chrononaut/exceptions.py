@@ -175,10 +175,10 @@ class _AttributeNotInHistory(ChrononautException, AttributeError):
     def __init__(self, model: str, attribute: str) -> None:
         super().__init__(model, attribute)
         self.model = model
-        self.name = attribute
+        self.attribute = self.name = attribute
 
     def __str__(self) -> str:
-        return f"{self.model}.{self.name} is {self._why}, so history does not hold its value."
+        return f"{self.model}.{self.attribute} is {self._why}, so history does not hold its value."
 
 
 class HiddenAttributeError(_AttributeNotInHistory):

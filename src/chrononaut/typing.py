@@ -27,10 +27,14 @@ class ChangeInfoProvider(Protocol):
             return {"user_id": "nightly-import", "remote_addr": None, "host": gethostname()}
     """
 
-    def __call__(self) -> Mapping[str, Any]: ...
+    def __call__(self) -> Mapping[str, Any]:
+        """Return who is changing things."""
+        ...
 
 
 class Clock(Protocol):
     """Tell the time. Must return an aware datetime."""
 
-    def __call__(self) -> datetime: ...
+    def __call__(self) -> datetime:
+        """Return the time."""
+        ...
