@@ -137,7 +137,7 @@ def _resolve(mapper: Mapper[Any], name: str, option: str) -> str:
 
 
 def _refuse_key_columns(mapper: Mapper[Any], left_out: frozenset[str]) -> None:
-    needed = [column for column in (*mapper.primary_key, *_local_table(mapper).primary_key)]
+    needed = [*mapper.primary_key, *_local_table(mapper).primary_key]
     if isinstance(mapper.polymorphic_on, Column):
         needed.append(mapper.polymorphic_on)
     for column in needed:

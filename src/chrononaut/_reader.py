@@ -32,7 +32,7 @@ def history_class(model: type[Model]) -> type[HistoryRecord[Model]]:
 
 def select_versions(
     record: Model, before: datetime | None = None, after: datetime | None = None
-) -> Select[tuple[HistoryRecord[Model]]]:
+) -> Select[Any]:
     """Return the query for a record's ended states, oldest first, to be run by any session.
 
     The same as ``record.versions(...)`` for ``session.scalars(...)`` and for an ``AsyncSession``. E.g.::
@@ -48,7 +48,7 @@ def select_versions(
     mapping = mapping_of(type(record))
     history = mapping.history_class
     query = select(history).where(is_record(record), *_ended(history, before, after), history.operation != "insert")
-    return cast("Select[tuple[HistoryRecord[Model]]]", query.order_by(history.version))
+    return query.order_by(history.version)
 
 
 def query_versions(
