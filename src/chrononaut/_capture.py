@@ -116,7 +116,7 @@ def _build_copy(
     }
     rows = _wanted_rows(table, wanted).outerjoin(before, precedes)
     query = select(*columns.values()).select_from(rows).where(version == wanted.version, *_if_bound(table, wanted))
-    return insert(table.history).from_select(list(columns), lock_rows(query, table, operation, shape))
+    return insert(table.history).from_select(list(columns), lock_rows(query, table, operation, dialect))
 
 
 def _build_child_copy(table: VersionedTable, shape: Shape) -> Insert:
@@ -146,13 +146,12 @@ def live_version(table: VersionedTable) -> Column[int]:
     return cast("Column[int]", table.live_version)
 
 
-def lock_rows(
-    query: Select[Any], table: VersionedTable, operation: Operation, shape: Shape | None = None
-) -> Select[Any]:
+def lock_rows(query: Select[Any], table: VersionedTable, operation: Operation, dialect: str) -> Select[Any]:
     """Make a query lock the live rows that it reads, in the key's order, so that writers cannot deadlock."""
+    if dialect == "sqlite":  # has one writer at a time, and no row locks
+        return query
     # An update does not block those who insert rows that refer to this one; a deletion must.
-    query = query.with_for_update(of=table.live, key_share=operation == "update")
-    return query if shape == "rows" else query.order_by(*table.key)
+    return query.order_by(*table.key).with_for_update(of=table.live, key_share=operation == "update")
 
 
 def not_before(
@@ -279,5 +278,7 @@ def read_current(
     width = len(base.key)
     for condition in keys_in(base.key, keys):
         query = select(*base.key, live_version(base), *columns).select_from(rows).where(condition)
-        for row in connection.execute(lock_rows(query, base, "update") if lock else query):
+        if lock:
+            query = lock_rows(query, base, "update", connection.dialect.name)
+        for row in connection.execute(query):
             yield CurrentRow(tuple(row[:width]), row[width], tuple(row[width + 1 :]))

@@ -88,16 +88,11 @@ class append_change_info:  # noqa: N801  # reads as a function, like contextlib'
             self._notes[_APPENDED] = self._before
 
 
-def appended_info(state: InstanceState[Any]) -> Mapping[str, Any] | None:
+def _appended_info(state: InstanceState[Any]) -> Mapping[str, Any] | None:
     """Return what was appended to an object."""
     # Not state.info: it makes a dictionary for each object that has none.
     notes = vars(state).get("info")
     return None if notes is None else notes.get(_APPENDED)
-
-
-def spend_appended_info(state: InstanceState[Any]) -> None:
-    """Forget what was appended to an object, now that its version is written."""
-    state.info.pop(_APPENDED, None)
 
 
 class ChangeInfoHooks:
@@ -142,6 +137,7 @@ class ChangeInfoSource:
         self._texts: dict[tuple[type, frozenset[str]], str] = {}
         self._hooks: dict[type, tuple[str, ...]] = {}
         self._checked: set[type] = set()
+        self._appended_to: list[InstanceState[Any]] = []
 
     def of_object(
         self,
@@ -155,11 +151,13 @@ class ChangeInfoSource:
         :param previous_key: the key that the record had before this birth, if that is why it was born.
         """
         cls = state.class_
-        appended = appended_info(state)
+        appended = _appended_info(state)
         if appended is None and previous_key is None:
             text = self._texts.get((cls, hidden))
             if text is not None:
                 return text
+        else:
+            self._appended_to.append(state)
         text = self._text(state.obj(), cls, appended, hidden, previous_key)
         if appended is None and previous_key is None and not self._hooks_of(cls):
             self._texts[cls, hidden] = text
@@ -178,6 +176,11 @@ class ChangeInfoSource:
             self.of_object(state)
             if not self._hooks_of(state.class_):
                 self._checked.add(state.class_)
+
+    def spend_appended(self) -> None:
+        """Forget what was appended to objects, now that their versions are written."""
+        for state in self._appended_to:
+            state.info.pop(_APPENDED, None)
 
     def of_class(self, cls: type, hidden: Iterable[str] = ()) -> str:
         """Return the change info of a statement that changes records of a class, as JSON text."""

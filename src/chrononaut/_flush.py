@@ -30,7 +30,7 @@ from chrononaut._capture import (
     read_current,
     renumber,
 )
-from chrononaut._change_info import ChangeInfoSource, appended_info, spend_appended_info
+from chrononaut._change_info import ChangeInfoSource
 from chrononaut._history_table import CHANGE_INFO, CHANGED_ATTRIBUTE, VERSION
 from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping
 from chrononaut._suppression import is_suppressed
@@ -61,10 +61,10 @@ class Flush:
         self.session = session
         self.transaction = transaction_of(session, config)
         self._config = config
+        self._is_suppressed = is_suppressed()
         self._endings: dict[Connection, dict[tuple[VersionedMapping, Operation], list[WantedRecord]]] = {}
         self._lives: dict[tuple[Connection, VersionedTable], list[_NewLife]] = defaultdict(list)
         self._old_values: dict[InstanceState[Any], dict[str, Any]] = {}
-        self._appended_to: list[InstanceState[Any]] = []
         self._passed_over: list[tuple[VersionedMapping, InstanceState[Any]]] = []
 
     @cached_property
@@ -76,15 +76,17 @@ class Flush:
 
     def prepare(self) -> None:
         """Refuse what can be refused, and read what is not loaded, while nothing is written yet."""
-        if is_suppressed():
+        if self._is_suppressed:
             return
         unread: dict[VersionedMapping, list[InstanceState[Any]]] = defaultdict(list)
         for mapping, state in _versioned(self.session.dirty):
             is_known = _is_known(mapping, state)
-            if (not is_known or self.info.must_check(state)) and _changed_names(mapping, state):
-                self.info.check(state)
-                if not is_known:
-                    unread[mapping].append(state)
+            if not is_known or self.info.must_check(state):
+                names, _ = _changed_names(mapping, state)
+                if names:
+                    self.info.check(state)
+                    if not is_known:
+                        unread[mapping].append(state)
         for mapping, state in _versioned(self.session.deleted):
             self.info.check(state)
             if VERSION not in state.dict:
@@ -98,7 +100,7 @@ class Flush:
     def _read(self, connection: Connection, mapping: VersionedMapping, states: Iterable[InstanceState[Any]]) -> None:
         """Read and lock what the database holds of records whose version or old values are not loaded."""
         by_key = {_identity(state): state for state in states}
-        names = {name for state in by_key.values() for name in _changed_names(mapping, state)}
+        names = {name for state in by_key.values() for name in _changed_names(mapping, state)[0]}
         names = (names | mapping.bookkept) - {VERSION}
         columns = {name: mapping.mapper.columns[name] for name in sorted(names)}
         for row in read_current(connection, mapping.tables, by_key, list(columns.values())):
@@ -117,13 +119,13 @@ class Flush:
         replaced = self._replaced(mapping, state)
         if replaced is None:
             self._begin(connection, mapping, state)
-            if mapping.has_marks and not is_suppressed():
-                self._mark(connection, state, self._info(state))
-        elif is_suppressed():
+            if mapping.has_marks and not self._is_suppressed:
+                self._mark(connection, state, self.info.of_object(state))
+        elif self._is_suppressed:
             _set(state, VERSION, self._version(connection, mapping, replaced))
         else:
             hidden = frozenset(name for name in mapping.hidden if replaced.dict.get(name) != state.dict.get(name))
-            info = self._info(state, hidden)
+            info = self.info.of_object(state, hidden)
             version = self._end(connection, mapping, replaced, "update", info)
             _set(state, VERSION, version + 1)
             if mapping.has_marks:
@@ -135,7 +137,7 @@ class Flush:
         if not names:
             self._passed_over.append((mapping, state))
             return
-        info = self._info(state, names & mapping.hidden)
+        info = self.info.of_object(state, names & mapping.hidden)
         if names.isdisjoint(mapping.key_attributes):
             version = self._end(connection, mapping, state, "update", info)
             _set(state, VERSION, version + 1)
@@ -148,33 +150,26 @@ class Flush:
 
     def collect_delete(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
         """A record is about to be deleted."""
-        if not is_suppressed():
-            self._end(connection, mapping, state, "delete", self._info(state))
+        if not self._is_suppressed:
+            self._end(connection, mapping, state, "delete", self.info.of_object(state))
 
     def collect_marks(self, connection: Connection, state: InstanceState[Any]) -> None:
         """A record that has change marks but no versions is about to be inserted or updated."""
         if not state.persistent or self.session.is_modified(state.obj(), include_collections=False):
-            self._mark(connection, state, self._info(state))
+            self._mark(connection, state, self.info.of_object(state))
 
     def _net_names(
         self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]
     ) -> frozenset[str]:
         """Return the attributes whose change counts; old values that are not loaded are read from the database."""
-        names = _changed_names(mapping, state)
-        if not names or is_suppressed():
+        names, are_known = _changed_names(mapping, state)
+        if not names or self._is_suppressed:
             return frozenset()
-        if _is_known(mapping, state):
+        if are_known and mapping.bookkept.issubset(state.dict):
             return names
         if state not in self._old_values:
             self._read(connection, mapping, [state])
         return frozenset(name for name in names if self._is_net(mapping, state, name))
-
-    def _info(
-        self, state: InstanceState[Any], hidden: frozenset[str] = frozenset(), previous_key: ChangeInfo | None = None
-    ) -> str:
-        if appended_info(state) is not None:
-            self._appended_to.append(state)
-        return self.info.of_object(state, hidden, previous_key)
 
     def _begin(
         self,
@@ -184,7 +179,9 @@ class Flush:
         previous_key: ChangeInfo | None = None,
     ) -> None:
         is_given = all(state.dict.get(name) is not None for name in mapping.key_attributes)
-        self._lives[connection, mapping.base].append(_NewLife(mapping, state, is_given, is_suppressed(), previous_key))
+        self._lives[connection, mapping.base].append(
+            _NewLife(mapping, state, is_given, self._is_suppressed, previous_key)
+        )
         _set(state, VERSION, 0)
 
     def _end(
@@ -195,7 +192,9 @@ class Flush:
         operation: Operation,
         info: str,
     ) -> int:
-        version = self._version(connection, mapping, state)
+        version = state.dict.get(VERSION)
+        if version is None:
+            version = self._version(connection, mapping, state)
         endings = self._endings.get(connection)
         if endings is None:
             endings = self._endings[connection] = defaultdict(list)
@@ -274,12 +273,12 @@ class Flush:
             self._refuse_late_changes(mapping, state)
         for (connection, table), lives in self._lives.items():
             self._number(connection, table, lives)
-        for state in self._appended_to:
-            spend_appended_info(state)
+        if "info" in vars(self):
+            self.info.spend_appended()
 
     def _refuse_late_changes(self, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
-        late = sorted(name for name in _changed_names(mapping, state) if self._is_net(mapping, state, name))
-        if late and not is_suppressed():
+        late = sorted(name for name in _changed_names(mapping, state)[0] if self._is_net(mapping, state, name))
+        if late and not self._is_suppressed:
             raise ChrononautException(
                 f"{mapping.name}{_identity(state)!r}: {', '.join(late)} changed in a `before_update` listener that was "
                 "registered after the mappers were configured, too late to record it. Register the listener "
@@ -298,7 +297,7 @@ class Flush:
             version = FIRST_BIRTH if ended is None else ended.version + 1
             if life.mapping.track_inserts and not life.is_suppressed:
                 began = None if ended is None else ended.changed
-                info = self._info(life.state, previous_key=life.previous_key)
+                info = self.info.of_object(life.state, previous_key=life.previous_key)
                 birth = Birth(key, version, began, info, _discriminator(life))
                 for each in life.mapping.tables:
                     births[each].append(birth)
@@ -353,15 +352,20 @@ def _versioned(targets: Iterable[object]) -> Iterator[tuple[VersionedMapping, In
             yield mapping, instance_state(target)
 
 
-def _changed_names(mapping: VersionedMapping, state: InstanceState[Any]) -> frozenset[str]:
-    """Return the attributes whose change counts, as far as the old values are loaded."""
+def _changed_names(mapping: VersionedMapping, state: InstanceState[Any]) -> tuple[frozenset[str], bool]:
+    """Return the attributes whose change counts, and whether their old values are loaded.
+
+    An attribute whose old value is not loaded counts as changed.
+    """
     committed, current = state.committed_state, state.dict
-    names = mapping.noticed.intersection(committed)
+    names, are_known = mapping.noticed.intersection(committed), True
     for name in names:
         old = committed[name]
-        if old is not NO_VALUE and mapping.comparisons[name](current.get(name, NO_VALUE), old) is True:
+        if old is NO_VALUE:
+            are_known = False
+        elif mapping.comparisons[name](current.get(name, NO_VALUE), old) is True:
             names = names.difference((name,))
-    return names
+    return names, are_known
 
 
 def _is_known(mapping: VersionedMapping, state: InstanceState[Any]) -> bool:

@@ -30,9 +30,7 @@ def history_class(model: type[Model]) -> type[HistoryRecord[Model]]:
     return mapping_of(model).history_class
 
 
-def select_versions(
-    record: Model, before: datetime | None = None, after: datetime | None = None
-) -> Select[Any]:
+def select_versions(record: Model, before: datetime | None = None, after: datetime | None = None) -> Select[Any]:
     """Return the query for a record's ended states, oldest first, to be run by any session.
 
     The same as ``record.versions(...)`` for ``session.scalars(...)`` and for an ``AsyncSession``. E.g.::

@@ -61,7 +61,7 @@ def choose_shape(dialect: Dialect, key: Sequence[Column[Any]], records: Sequence
         return "rows"
     if dialect.name == "postgresql":
         return "arrays"
-    if not all(isinstance(part, int | str) for part in _bound(dialect, key, records[0][0])):
+    if not all(isinstance(part, int | str) for part in next(_bound(dialect, key, records))):
         return "rows"
     is_plain = len(key) == 1 and all(info == records[0][2] for _, _, info in records)
     return "object" if is_plain else "document"
@@ -119,12 +119,14 @@ def wanted_parameters(
         parameters["wanted_version"] = list(versions)
         parameters["wanted_info"] = [None if info == most else info for info in infos]
     elif shape == "object":
-        parameters["wanted"] = json.dumps({_bound(dialect, key, parts)[0]: version for parts, version, _ in records})
+        keys = (part for (part,) in _bound(dialect, key, records))
+        parameters["wanted"] = json.dumps(dict(zip(keys, (version for _, version, _ in records), strict=True)))
     else:
-        rows = [
-            (*_bound(dialect, key, parts), version, None if info == most else info) for parts, version, info in records
-        ]
-        parameters["wanted"] = json.dumps(rows)
+        rows = (
+            (*parts, version, None if info == most else info)
+            for parts, (_, version, info) in zip(_bound(dialect, key, records), records, strict=True)
+        )
+        parameters["wanted"] = json.dumps(list(rows))
     return [parameters]
 
 
@@ -132,15 +134,15 @@ def _json_each(*columns: str) -> TableValuedAlias:
     return func.json_each(bindparam("wanted", type_=Text())).table_valued(*columns, name="wanted")
 
 
-def _bound(dialect: Dialect, key: Sequence[Column[Any]], parts: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the parts of a key as they are sent to the database."""
-    if all(type(part) is int for part in parts):
-        return parts
-    bound = []
-    for column_, part in zip(key, parts, strict=True):
-        process = column_.type.dialect_impl(dialect).bind_processor(dialect)
-        bound.append(part if process is None else process(part))
-    return tuple(bound)
+def _bound(dialect: Dialect, key: Sequence[Column[Any]], records: Iterable[WantedRecord]) -> Iterator[tuple[Any, ...]]:
+    """Yield the keys of records as they are sent to the database."""
+    processors = [column_.type.dialect_impl(dialect).bind_processor(dialect) for column_ in key]
+    if not any(processors):
+        return (parts for parts, _, _ in records)
+    return (
+        tuple(part if process is None else process(part) for process, part in zip(processors, parts, strict=True))
+        for parts, _, _ in records
+    )
 
 
 def keys_in(columns: Sequence[ColumnElement[Any]], keys: Iterable[tuple[Any, ...]]) -> Iterator[ColumnElement[bool]]:
