@@ -136,8 +136,7 @@ class ChangeInfoSource:
         self._provided: ChangeInfo = {"user_id": None, "remote_addr": None, **(provider() if provider else {})}
         self._texts: dict[tuple[type, frozenset[str]], str] = {}
         self._hooks: dict[type, tuple[str, ...]] = {}
-        self._checked: set[type] = set()
-        self._appended_to: list[InstanceState[Any]] = []
+        self._appended_to: set[InstanceState[Any]] = set()
 
     def of_object(
         self,
@@ -157,25 +156,20 @@ class ChangeInfoSource:
             if text is not None:
                 return text
         else:
-            self._appended_to.append(state)
+            self._appended_to.add(state)
         text = self._text(state.obj(), cls, appended, hidden, previous_key)
         if appended is None and previous_key is None and not self._hooks_of(cls):
             self._texts[cls, hidden] = text
         return text
 
-    def must_check(self, state: InstanceState[Any]) -> bool:
-        """Tell whether an object's change info may be refused although that of others of its class was not."""
-        return state.class_ not in self._checked or "info" in vars(state)
-
-    def check(self, state: InstanceState[Any]) -> None:
+    def check(self, state: InstanceState[Any]) -> bool:
         """Refuse the change of an object if its change info will be refused.
 
+        :return: whether that settles it for all objects of the class, but for those with appended info.
         :raises ChangeInfoError: if it is required but missing, or JSON cannot hold it.
         """
-        if self.must_check(state):
-            self.of_object(state)
-            if not self._hooks_of(state.class_):
-                self._checked.add(state.class_)
+        self.of_object(state)
+        return _appended_info(state) is None and not self._hooks_of(state.class_)
 
     def spend_appended(self) -> None:
         """Forget what was appended to objects, now that their versions are written."""

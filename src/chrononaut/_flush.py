@@ -79,14 +79,14 @@ class Flush:
         if self._is_suppressed:
             return
         unread: dict[VersionedMapping, list[InstanceState[Any]]] = defaultdict(list)
+        checked: set[VersionedMapping] = set()
         for mapping, state in _versioned(self.session.dirty):
             is_known = _is_known(mapping, state)
-            if not is_known or self.info.must_check(state):
-                names, _ = _changed_names(mapping, state)
-                if names:
-                    self.info.check(state)
-                    if not is_known:
-                        unread[mapping].append(state)
+            if (not is_known or mapping not in checked or "info" in vars(state)) and _changed_names(mapping, state)[0]:
+                if self.info.check(state):
+                    checked.add(mapping)
+                if not is_known:
+                    unread[mapping].append(state)
         for mapping, state in _versioned(self.session.deleted):
             self.info.check(state)
             if VERSION not in state.dict:
@@ -146,6 +146,8 @@ class Flush:
             previous = dict(zip(mapping.key_attributes, map(_plain, _identity(state)), strict=True))
             self._begin(connection, mapping, state, previous)
         if mapping.has_marks:
+            if CHANGED_ATTRIBUTE not in state.dict:
+                self._read(connection, mapping, [state])
             self._mark(connection, state, info, state.dict.get(CHANGED_ATTRIBUTE))
 
     def collect_delete(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
@@ -165,7 +167,7 @@ class Flush:
         names, are_known = _changed_names(mapping, state)
         if not names or self._is_suppressed:
             return frozenset()
-        if are_known and mapping.bookkept.issubset(state.dict):
+        if are_known:
             return names
         if state not in self._old_values:
             self._read(connection, mapping, [state])

@@ -119,8 +119,8 @@ def wanted_parameters(
         parameters["wanted_version"] = list(versions)
         parameters["wanted_info"] = [None if info == most else info for info in infos]
     elif shape == "object":
-        keys = (part for (part,) in _bound(dialect, key, records))
-        parameters["wanted"] = json.dumps(dict(zip(keys, (version for _, version, _ in records), strict=True)))
+        plain_keys = (part for (part,) in _bound(dialect, key, records))
+        parameters["wanted"] = json.dumps(dict(zip(plain_keys, (version for _, version, _ in records), strict=True)))
     else:
         rows = (
             (*parts, version, None if info == most else info)
