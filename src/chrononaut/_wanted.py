@@ -30,7 +30,8 @@ from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
 Item = TypeVar("Item")
-_CHUNK = 500
+#: How many keys one IN list may have: row values are compared one by one on PostgreSQL.
+_SINGLE_KEYS, _ROW_VALUES = 5_000, 500
 
 #: A record to copy: its primary key, the version it must have, and the change info as JSON text.
 WantedRecord = tuple[tuple[Any, ...], int, str]
@@ -147,8 +148,8 @@ def _bound(dialect: Dialect, key: Sequence[Column[Any]], records: Iterable[Wante
 
 def keys_in(columns: Sequence[ColumnElement[Any]], keys: Iterable[tuple[Any, ...]]) -> Iterator[ColumnElement[bool]]:
     """Yield conditions that together cover all these keys, each small enough for any database's limits."""
-    rest = iter(keys)
-    while chunk := list(islice(rest, _CHUNK)):
+    rest, size = iter(keys), _SINGLE_KEYS if len(columns) == 1 else _ROW_VALUES
+    while chunk := list(islice(rest, size)):
         first = columns[0].in_([key[0] for key in chunk])
         # Row values alone would scan the table on SQLite.
         yield first if len(columns) == 1 else and_(first, tuple_(*columns).in_(chunk))
