@@ -136,7 +136,7 @@ def _bound(dialect: Dialect, key: Sequence[Column[Any]], parts: tuple[Any, ...])
     """Return the parts of a key as they are sent to the database."""
     if all(type(part) is int for part in parts):
         return parts
-    bound = []
+    bound: list[Any] = []
     for column_, part in zip(key, parts, strict=True):
         process = column_.type.dialect_impl(dialect).bind_processor(dialect)
         bound.append(part if process is None else process(part))
