@@ -229,7 +229,8 @@ def find_last_states(connection: Connection, table: VersionedTable, keys: Iterab
     found: dict[Key, LastState] = {}
     for condition in keys_in(columns, keys):
         rows = connection.execute(select(*columns, highest, ended).where(condition).group_by(*columns))
-        found |= {tuple(row[:-2]): LastState(row[-2], row[-1]) for row in rows}
+        values: Iterator[tuple[Any, ...]] = map(tuple, rows)
+        found |= {row[:-2]: LastState(row[-2], row[-1]) for row in values}
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
@@ -20,7 +20,7 @@ _APPENDED = "chrononaut_appended_change_info"
 
 
 @contextmanager
-def extra_change_info(**info: Any) -> Iterator[None]:
+def extra_change_info(**info: Any) -> Generator[None]:
     """Record extra information with every change that is captured until the block ends.
 
     It stands under ``extra`` in the change info, in this thread or task only. Blocks nest: an inner one
@@ -40,7 +40,7 @@ def extra_change_info(**info: Any) -> Iterator[None]:
 
 
 @contextmanager
-def rationale(text: str) -> Iterator[None]:
+def rationale(text: str) -> Generator[None]:
     """Record why things are changed, with every change that is captured until the block ends.
 
     The same as ``extra_change_info(rationale=text)``.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import inspect, select
+from sqlalchemy.orm import InstanceState
 
 from chrononaut._history_record import HistoryRecord
 from chrononaut._mapping import VersionedMapping, mapping_of
@@ -15,6 +16,7 @@ from chrononaut.exceptions import ChrononautException
 def diff_states(record: object, from_model: object, to: object, include_hidden: bool) -> dict[str, tuple[Any, Any]]:
     """Return what differs between two states of a record: see ``Versioned.diff``."""
     mapping = mapping_of(type(record))
+    source = from_model  # not narrowed: a checker forgets the type arguments then
     start = _own_state(mapping, record, from_model)
     if not isinstance(from_model, HistoryRecord):
         raise ChrononautException(f"diff() starts from a history row of this {mapping.name}, not from itself.")
@@ -24,9 +26,9 @@ def diff_states(record: object, from_model: object, to: object, include_hidden: 
             f"diff() was asked for the way from version {start} back to the older version {end}: swap the two."
         )
     target = record if end is None else to
-    differences = {}
+    differences: dict[str, tuple[Any, Any]] = {}
     for name in sorted(mapping.tracked):
-        values = (getattr(from_model, name), getattr(target, name))
+        values = (getattr(source, name), getattr(target, name))
         if not _are_equal(mapping, name, *values):
             differences[name] = values
     if include_hidden:
@@ -44,7 +46,7 @@ def _own_state(mapping: VersionedMapping, record: object, state: object) -> int:
             f"diff() compares history rows of one record, and this is a {type(state).__name__}: "
             "pass what versions(), version_at() or previous_version() return."
         )
-    key = inspect(state).identity
+    key = cast("InstanceState[Any]", inspect(state)).identity
     own = key_of(mapping, record)
     if not isinstance(state, mapping.history_class) or key is None or tuple(key[: len(own)]) != own:
         raise ChrononautException(f"{state!r} is not part of the history of {mapping.name}{own!r}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from sqlalchemy import Column, Connection, Enum, Integer, Table, and_, event, type_coerce
@@ -71,12 +71,13 @@ def build_history_mapper(mapper: Mapper[Any]) -> VersionedMapping:
 
 
 def _local_table(mapper: Mapper[Any]) -> Table:
+    table = cast("Table", mapper.local_table)
     if not isinstance(mapper.local_table, Table):
         raise MappingError(
-            f"{mapper.class_.__name__} is mapped to {type(mapper.local_table).__name__}, not to a table, "
+            f"{mapper.class_.__name__} is mapped to {type(table).__name__}, not to a table, "
             "so its rows cannot be versioned. Remove the Versioned mixin, or put it on the models of the tables."
         )
-    return mapper.local_table
+    return table
 
 
 def _parent(mapper: Mapper[Any]) -> VersionedMapping | None:
@@ -137,7 +138,7 @@ def _resolve(mapper: Mapper[Any], name: str, option: str) -> str:
 
 
 def _refuse_key_columns(mapper: Mapper[Any], left_out: frozenset[str]) -> None:
-    needed = [*mapper.primary_key, *_local_table(mapper).primary_key]
+    needed: list[Any] = [*mapper.primary_key, *_local_table(mapper).primary_key]
     if isinstance(mapper.polymorphic_on, Column):
         needed.append(mapper.polymorphic_on)
     for column in needed:
@@ -206,7 +207,7 @@ def _refuse_late_options(mapper: Mapper[Any], table: VersionedTable, left_out: I
 
 
 def _child_key(mapper: Mapper[Any], live: Table, parent: VersionedTable) -> tuple[Column[Any], ...]:
-    key = []
+    key: list[Column[Any]] = []
     for column in parent.key:
         mine = next((own for own in live.primary_key if own.references(column)), None)
         if mine is None:
@@ -267,9 +268,7 @@ def _map(mapping: VersionedMapping, parent: VersionedMapping | None) -> None:
         mapping.history_class,
         None if is_shared else table.history,
         properties=properties,
-        include_properties=[
-            column for columns in properties.values() if isinstance(columns, list) for column in columns
-        ],
+        include_properties=list(_columns_of(properties)),
         **settings,
     )
     for name in ("before_insert", "before_update"):
@@ -280,7 +279,8 @@ def _map(mapping: VersionedMapping, parent: VersionedMapping | None) -> None:
 def _properties(mapping: VersionedMapping, is_shared: bool) -> dict[str, Any]:
     """Map each attribute of the model to the copies of its columns."""
     copies = {live: copy for table in mapping.tables for live, copy in table.copied}
-    inherited = set(mapping.mapper.inherits.columns) if is_shared and mapping.mapper.inherits else set()
+    base = mapping.mapper.inherits if is_shared else None
+    inherited = frozenset[Any]() if base is None else frozenset(base.columns)
     properties: dict[str, Any] = {}
     for live in mapping.tables[-1].live.c:
         name = _mapped_attribute(mapping.mapper, live)
@@ -289,6 +289,13 @@ def _properties(mapping: VersionedMapping, is_shared: bool) -> dict[str, Any]:
         columns = mapping.mapper.get_property_by_column(live).columns
         properties[name] = _property(columns, [copies[column] for column in columns if column in copies])
     return properties
+
+
+def _columns_of(properties: dict[str, Any]) -> Iterator[Column[Any]]:
+    for columns in properties.values():
+        given = columns  # not narrowed: a checker forgets the type arguments then
+        if isinstance(given, list):
+            yield from columns
 
 
 def _property(live: Sequence[Any], copies: list[Column[Any]]) -> Any:

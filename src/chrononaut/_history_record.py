@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, cast
 
 from sqlalchemy import inspect
 
 from chrononaut.exceptions import HiddenAttributeError, UntrackedAttributeError
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Mapped
+    from sqlalchemy.orm import InstanceState, Mapped
 
     from chrononaut.typing import ChangeInfo, Operation
 
@@ -51,7 +51,7 @@ class HistoryRecord(Generic[Model], metaclass=_HistoryMeta):
         def __getattr__(self, name: str) -> Any: ...
 
     def __repr__(self) -> str:
-        state = inspect(self)
+        state = cast("InstanceState[Any]", inspect(self))
         key = ", ".join(repr(part) for part in state.identity or ())
         return f"<{type(self).__name__} {key}>"
 

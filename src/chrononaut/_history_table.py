@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import ARRAY, Boolean, Column, Enum, Index, Integer, MetaData, String, Table
 from sqlalchemy.schema import conv
@@ -72,8 +72,9 @@ def history_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
         return String(255)
     if isinstance(type_, Boolean):
         return Boolean()
-    if isinstance(type_, ARRAY) and isinstance(type_.item_type, Enum):
-        return ARRAY(String(255), dimensions=type_.dimensions, zero_indexes=type_.zero_indexes)
+    given, array = type_, cast("ARRAY[Any]", type_)
+    if isinstance(given, ARRAY) and isinstance(array.item_type, Enum):
+        return ARRAY(String(255), dimensions=array.dimensions, zero_indexes=array.zero_indexes)
     return type_
 
 
@@ -155,7 +156,7 @@ def moved(expression: Any, live: Table, history: Table) -> Any:
             return history.c[element.key]
         return None
 
-    return replacement_traverse(expression, {}, replace)
+    return cast("Any", replacement_traverse(expression, {}, replace))
 
 
 def _bare_table(live: Table, name: str | None) -> Table:

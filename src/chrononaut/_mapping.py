@@ -34,7 +34,7 @@ class VersionedTable:
     history: Table
     key: tuple[Column[Any], ...]
     left_out: set[str]
-    _statements: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _statements: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any], repr=False)
 
     def statement(self, build: Callable[..., Statement], *arguments: Hashable) -> Statement:
         """Return ``build(self, *arguments)``, built once for as long as the tables stay as they are."""

@@ -66,9 +66,10 @@ def _names(cls: type, option: str) -> frozenset[str]:
 
 
 def _validated(cls: type, option: str, value: Any) -> set[str]:
+    elements: Any = value  # not narrowed: a checker forgets the type arguments then
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise MappingError(f"{cls.__name__}.{option} must be a list of column names, not {value!r}.")
-    names = set(value)
+    names = set(elements)
     if not all(isinstance(name, str) for name in names):
         raise MappingError(f"{cls.__name__}.{option} must be a list of column names as strings.")
     return names

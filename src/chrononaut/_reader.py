@@ -30,7 +30,7 @@ def history_class(model: type[Model]) -> type[HistoryRecord[Model]]:
     return mapping_of(model).history_class
 
 
-def select_versions(record: Model, before: datetime | None = None, after: datetime | None = None) -> Select[Any]:
+def select_versions(record: object, before: datetime | None = None, after: datetime | None = None) -> Select[Any]:
     """Return the query for a record's ended states, oldest first, to be run by any session.
 
     The same as ``record.versions(...)`` for ``session.scalars(...)`` and for an ``AsyncSession``. E.g.::
@@ -125,7 +125,7 @@ def session_of(record: object) -> Session:
 
 
 def _ended(history: type[HistoryRecord[Any]], before: datetime | None, after: datetime | None) -> list[Any]:
-    bounds = []
+    bounds: list[Any] = []
     if before is not None:
         bounds.append(history.changed <= as_utc(before, "before"))
     if after is not None:

@@ -52,12 +52,13 @@ def versioned_session(
 
 def _sync_sessions(target: Any) -> Session | type[Session]:
     """Return the session, or the class of just those sessions, that a target stands for."""
+    given = target  # not narrowed: a checker forgets the type arguments then
     if isinstance(target, Session) or (isinstance(target, type) and issubclass(target, Session)):
         return target
     if isinstance(target, sessionmaker):
-        return cast("type[Session]", target.class_)
+        return cast("type[Session]", given.class_)
     if isinstance(target, scoped_session):
-        return _sync_sessions(target.session_factory)
+        return _sync_sessions(given.session_factory)
     # SQLAlchemy's asyncio needs greenlet, which not everybody has; who passes one of its classes has imported it.
     if "sqlalchemy.ext.asyncio" in sys.modules:
         sessions = _sync_sessions_of_async(target)
@@ -72,12 +73,13 @@ def _sync_sessions(target: Any) -> Session | type[Session]:
 def _sync_sessions_of_async(target: Any) -> Session | type[Session] | None:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 
+    given = target  # not narrowed: a checker forgets the type arguments then
     if isinstance(target, AsyncSession):
         return target.sync_session
     if isinstance(target, async_scoped_session):
-        return _sync_sessions(target.session_factory)
+        return _sync_sessions(given.session_factory)
     if isinstance(target, async_sessionmaker):
-        sessions = target.kw.get("sync_session_class", target.class_.sync_session_class)
+        sessions = given.kw.get("sync_session_class", given.class_.sync_session_class)
         if not _is_ours(sessions):
             sessions = _own_subclass(sessions)
             target.configure(sync_session_class=sessions)

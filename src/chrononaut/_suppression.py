@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import IntEnum
@@ -18,7 +18,7 @@ _level: ContextVar[_Level] = ContextVar("chrononaut_suppression", default=_Level
 
 
 @contextmanager
-def suppress_versioning(*, allow_deleting_history: bool = False) -> Iterator[None]:
+def suppress_versioning(*, allow_deleting_history: bool = False) -> Generator[None]:
     """Write without recording history until the block ends, in this thread or task only.
 
     What is flushed or executed inside leaves no trace: a record's current state is amended

@@ -130,7 +130,7 @@ class TransactionState:
 
     root: SessionTransaction | None
     instant: Instant
-    listeners: dict[Connection, Callable[..., None]] = field(default_factory=dict)
+    listeners: dict[Connection, Callable[..., None]] = field(default_factory=dict[Connection, Callable[..., None]])
 
 
 def transaction_of(session: Session, config: SessionConfig) -> TransactionState:

@@ -62,8 +62,8 @@ class UTCDateTime(TypeDecorator[datetime]):
 
 def plain_enum(enum: Enum) -> Enum:
     """Return the same enum as plain text in the database, whatever it is there now."""
-    adapt = cast("Callable[..., Enum]", enum.adapt)
-    return adapt(Enum, native_enum=False, create_constraint=False)
+    adapt = cast("Any", enum).adapt
+    return cast("Enum", adapt(Enum, native_enum=False, create_constraint=False))
 
 
 class LenientEnum(TypeDecorator[Any]):
@@ -80,7 +80,7 @@ class LenientEnum(TypeDecorator[Any]):
     def copy(self, **kw: Any) -> LenientEnum:
         return LenientEnum(self.enum)
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
         read = super().result_processor(dialect, coltype)
         if read is None:
             return None
