@@ -34,7 +34,7 @@ from chrononaut._change_info import ChangeInfoSource
 from chrononaut._history_table import CHANGE_INFO, CHANGED_ATTRIBUTE, VERSION
 from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping
 from chrononaut._suppression import is_suppressed
-from chrononaut._transaction import SessionConfig, transaction_of
+from chrononaut._transaction import SessionConfig, TransactionState, transaction_of
 from chrononaut._types import assume_utc
 from chrononaut._wanted import WantedRecord
 from chrononaut.exceptions import ChrononautException, StaleVersionError, UnattachedSessionError
@@ -59,13 +59,17 @@ class Flush:
 
     def __init__(self, session: Session, config: SessionConfig) -> None:
         self.session = session
-        self.transaction = transaction_of(session, config)
         self._config = config
         self._is_suppressed = is_suppressed()
         self._endings: dict[Connection, dict[tuple[VersionedMapping, Operation], list[WantedRecord]]] = {}
         self._lives: dict[tuple[Connection, VersionedTable], list[_NewLife]] = defaultdict(list)
         self._old_values: dict[InstanceState[Any], dict[str, Any]] = {}
         self._passed_over: list[tuple[VersionedMapping, InstanceState[Any]]] = []
+
+    @cached_property
+    def transaction(self) -> TransactionState:
+        """The transaction; not to be asked before anything is written, when it may not have begun."""
+        return transaction_of(self.session, self._config)
 
     @cached_property
     def info(self) -> ChangeInfoSource:
@@ -224,7 +228,7 @@ class Flush:
         _set(state, CHANGED_ATTRIBUTE, at)
 
     def _replaced(self, mapping: VersionedMapping, state: InstanceState[Any]) -> InstanceState[Any] | None:
-        if all(state.dict.get(name) is None for name in mapping.key_attributes):
+        if any(state.dict.get(name) is None for name in mapping.key_attributes):
             return None
         key = mapping.mapper.identity_key_from_instance(state.obj())
         existing = self.session.identity_map.get(key)
@@ -372,8 +376,8 @@ def _changed_names(mapping: VersionedMapping, state: InstanceState[Any]) -> tupl
 
 def _is_known(mapping: VersionedMapping, state: InstanceState[Any]) -> bool:
     """Tell whether a record's version, and the old values of what was touched, are loaded."""
-    for old in state.committed_state.values():
-        if old is NO_VALUE:
+    for name, old in state.committed_state.items():
+        if old is NO_VALUE and name in mapping.noticed:
             return False
     return mapping.bookkept.issubset(state.dict)
 
