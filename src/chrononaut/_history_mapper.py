@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Column, Connection, Enum, Integer, Table, and_, event, type_coerce
+from sqlalchemy import Column, Connection, Enum, Integer, Table, and_, event, inspect, type_coerce
 from sqlalchemy.orm import Mapper, column_property
 from sqlalchemy.orm.exc import UnmappedColumnError
 
@@ -258,7 +258,7 @@ def _map(mapping: VersionedMapping, parent: VersionedMapping | None) -> None:
         settings["inherits"] = parent.history_class
         if not is_shared:
             settings["inherit_condition"] = _same_state(table, parent.tables[-1])
-            properties[VERSION] = [table.history.c[VERSION], mapping.base.history.c[VERSION]]
+            properties[VERSION] = [each.history.c[VERSION] for each in reversed(mapping.tables)]
     if mapper.polymorphic_on is not None:
         settings["polymorphic_identity"] = mapper.polymorphic_identity
         settings["polymorphic_abstract"] = mapper.polymorphic_abstract
@@ -268,7 +268,7 @@ def _map(mapping: VersionedMapping, parent: VersionedMapping | None) -> None:
         mapping.history_class,
         None if is_shared else table.history,
         properties=properties,
-        include_properties=list(_columns_of(properties)),
+        exclude_properties=_not_mapped(mapping, parent, properties),
         **settings,
     )
     for name in ("before_insert", "before_update"):
@@ -296,6 +296,16 @@ def _columns_of(properties: dict[str, Any]) -> Iterator[Column[Any]]:
         given = columns  # not narrowed: a checker forgets the type arguments then
         if isinstance(given, list):
             yield from columns
+
+
+def _not_mapped(
+    mapping: VersionedMapping, parent: VersionedMapping | None, properties: dict[str, Any]
+) -> set[Column[Any]]:
+    """Return the history columns that the mapper must leave alone: siblings', and those that expressions map."""
+    mapped = set(_columns_of(properties))
+    if parent is not None:
+        mapped.update(mapped_columns(inspect(parent.history_class)).values())
+    return {column for table in mapping.tables for column in table.history.c} - mapped
 
 
 def _property(live: Sequence[Any], copies: list[Column[Any]]) -> Any:

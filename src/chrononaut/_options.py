@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import inspect
+from sqlalchemy import event, inspect
+from sqlalchemy.ext.declarative import AbstractConcreteBase
+from sqlalchemy.orm import Mapper
+from sqlalchemy.orm.exc import UnmappedClassError
 
 from chrononaut.exceptions import MappingError
 
@@ -50,6 +53,34 @@ def read_options(cls: type) -> Options:
     )
 
 
+def after_mapping(cls: type, listener: Callable[[Mapper[Any], type], None]) -> None:
+    """Call a listener as soon as a class is mapped, which it may be already.
+
+    :raises MappingError: if its mapping is put off to a time that cannot be listened for.
+    """
+    if AbstractConcreteBase in cls.__bases__:
+        return  # all its rows are in the tables of its subclasses
+    mapper = find_mapper(cls)
+    if mapper is not None:
+        listener(mapper, cls)
+        return
+    try:
+        event.listen(cls, "after_mapper_constructed", listener)
+    except UnmappedClassError as error:
+        raise MappingError(
+            f"{cls.__name__} is to be mapped at a later time (DeferredReflection), so it cannot be versioned. "
+            "Reflect its table first: `__table__ = Table(..., autoload_with=engine)`."
+        ) from error
+
+
+def find_mapper(cls: type) -> Mapper[Any] | None:
+    """Return the mapper of a class; None if it has none, or none yet."""
+    try:
+        return cast("Mapper[Any] | None", inspect(cls, raiseerr=False))
+    except UnmappedClassError:  # an AbstractConcreteBase, which is mapped after all its subclasses
+        return None
+
+
 def _spellings(option: str) -> Iterator[str]:
     yield option
     if option in _OLDER_SPELLING:
@@ -77,7 +108,7 @@ def _validated(cls: type, option: str, value: Any) -> set[str]:
 
 def _tablename(cls: type) -> str | None:
     for base in cls.__mro__:
-        if base is not cls and inspect(base, raiseerr=False) is not None:
+        if base is not cls and find_mapper(base) is not None:
             return None
         for spelling in _spellings("__chrononaut_tablename__"):
             if spelling in vars(base):

@@ -10,7 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction, scoped_session, sessionmaker
 
 from chrononaut._flush import begin_flush, end_flush
-from chrononaut._transaction import SessionConfig, configure, find_config, forget_transaction
+from chrononaut._transaction import SessionConfig, configure, configured, find_config, forget_transaction
 from chrononaut.exceptions import ChrononautException
 from chrononaut.typing import ChangeInfoProvider, Clock
 
@@ -43,9 +43,11 @@ def versioned_session(
     """
     config = SessionConfig(change_info, require_extra_change_info, clock)
     sessions = _sync_sessions(target)
+    # Not event.contains(): it goes by id(), and may take a new class for one that is gone.
+    is_attached = configured(sessions) is not None
     configure(sessions, config)
-    for name, listener in _LISTENERS.items():
-        if not event.contains(sessions, name, listener):
+    if not is_attached:
+        for name, listener in _LISTENERS.items():
             event.listen(sessions, name, listener)
     return target
 

@@ -49,11 +49,16 @@ def configure(target: Session | type[Session], config: SessionConfig) -> None:
         target.info[_CONFIG] = config
 
 
+def configured(target: Session | type[Session]) -> SessionConfig | None:
+    """Return how a session or a class of sessions is configured; None if it was never attached."""
+    if isinstance(target, type):
+        return cast("SessionConfig | None", getattr(target, _CONFIG, None))
+    return target.info.get(_CONFIG) or configured(type(target))
+
+
 def find_config(session: Session | None) -> SessionConfig | None:
-    """Return how a session is configured; None if it was never attached."""
-    if session is None:
-        return None
-    return cast("SessionConfig | None", session.info.get(_CONFIG) or getattr(type(session), _CONFIG, None))
+    """Return how the session of something is configured; None if there is none, or it was never attached."""
+    return None if session is None else configured(session)
 
 
 def config_of(session: Session | None, model: type) -> SessionConfig:
