@@ -11,6 +11,16 @@ from chrononaut import ChrononautException, Versioned, history_class
 from tests.fix_statements import RecordStatements
 
 
+@pytest.fixture
+def lasting_base() -> type[DeclarativeBase]:
+    """A base that is not disposed: SQLAlchemy 2.0 asks concrete bases for their mappers ever after."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    return Base
+
+
 def test_single_table_subclasses_share_history_with_their_own_columns(
     engine: sa.Engine, session: Session, base: type[DeclarativeBase]
 ) -> None:
@@ -283,11 +293,11 @@ def test_concrete_tables_have_histories_of_their_own(
 
 
 def test_concrete_base_and_its_polymorphic_union(
-    engine: sa.Engine, session: Session, base: type[DeclarativeBase]
+    engine: sa.Engine, session: Session, lasting_base: type[DeclarativeBase]
 ) -> None:
     """Classes under a ConcreteBase are versioned, and still load polymorphically."""
 
-    class Shape(Versioned, ConcreteBase, base):
+    class Shape(Versioned, ConcreteBase, lasting_base):
         __tablename__ = "shape"
         __mapper_args__ = {"polymorphic_identity": "shape", "concrete": True}
         id: Mapped[int] = mapped_column(primary_key=True)
@@ -300,7 +310,7 @@ def test_concrete_base_and_its_polymorphic_union(
         name: Mapped[str]
         radius: Mapped[int]
 
-    base.metadata.create_all(engine)
+    lasting_base.metadata.create_all(engine)
     session.add_all([Shape(id=1, name="s"), Circle(id=2, name="c", radius=1)])
     session.commit()
     for shape in session.scalars(sa.select(Shape)):
@@ -313,11 +323,11 @@ def test_concrete_base_and_its_polymorphic_union(
 
 
 def test_an_abstract_concrete_base_versions_its_subclasses(
-    engine: sa.Engine, session: Session, base: type[DeclarativeBase]
+    engine: sa.Engine, session: Session, lasting_base: type[DeclarativeBase]
 ) -> None:
     """The mixin on an AbstractConcreteBase versions each class that has a table."""
 
-    class Shape(Versioned, AbstractConcreteBase, base):
+    class Shape(Versioned, AbstractConcreteBase, lasting_base):
         strict_attrs = True
         name: Mapped[str]
 
@@ -336,7 +346,7 @@ def test_an_abstract_concrete_base_versions_its_subclasses(
         side: Mapped[int]
 
     configure_mappers()
-    base.metadata.create_all(engine)
+    lasting_base.metadata.create_all(engine)
     session.add_all([Circle(name="c", radius=1), Square(name="q", side=2)])
     session.commit()
     for shape in session.scalars(sa.select(Shape)):

@@ -24,9 +24,10 @@ from chrononaut._history_table import (
     is_tracked,
     moved,
     register_history_table,
+    required_table,
 )
 from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping, mapped_columns, set_mapping
-from chrononaut._options import RESERVED, Options, read_options
+from chrononaut._options import RESERVED, Options, read_options, reserved_name_error
 from chrononaut._suppression import may_delete_history
 from chrononaut._types import LenientEnum, UTCDateTime
 from chrononaut.exceptions import (
@@ -44,7 +45,7 @@ def build_history_mapper(mapper: Mapper[Any]) -> VersionedMapping:
     """
     cls = mapper.class_
     options = read_options(cls)
-    live = _local_table(mapper)
+    live = required_table(cls, mapper.local_table)
     parent = _parent(mapper)
     if parent is None:
         _ensure_version_column(mapper, live)
@@ -68,16 +69,6 @@ def build_history_mapper(mapper: Mapper[Any]) -> VersionedMapping:
 
 
 # --- what may be versioned
-
-
-def _local_table(mapper: Mapper[Any]) -> Table:
-    table = cast("Table", mapper.local_table)
-    if not isinstance(mapper.local_table, Table):
-        raise MappingError(
-            f"{mapper.class_.__name__} is mapped to {type(table).__name__}, not to a table, "
-            "so its rows cannot be versioned. Remove the Versioned mixin, or put it on the models of the tables."
-        )
-    return table
 
 
 def _parent(mapper: Mapper[Any]) -> VersionedMapping | None:
@@ -113,10 +104,7 @@ def _refuse_reserved_names(mapper: Mapper[Any], live: Table) -> None:
             continue
         taken = RESERVED & {column.key, column.name, _attribute(mapper, column)}
         if taken:
-            raise MappingError(
-                f"{mapper.class_.__name__} has a column {min(taken)!r} of its own, which history needs for itself. "
-                f"Rename both attribute and column, e.g. `{min(taken)}_ = mapped_column('{min(taken)}_', ...)`."
-            )
+            raise reserved_name_error(mapper.class_, min(taken))
 
 
 def _attributes(mapper: Mapper[Any], names: Iterable[str], option: str) -> frozenset[str]:
@@ -138,7 +126,7 @@ def _resolve(mapper: Mapper[Any], name: str, option: str) -> str:
 
 
 def _refuse_key_columns(mapper: Mapper[Any], left_out: frozenset[str]) -> None:
-    needed: list[Any] = [*mapper.primary_key, *_local_table(mapper).primary_key]
+    needed: list[Any] = [*mapper.primary_key, *required_table(mapper.class_, mapper.local_table).primary_key]
     if isinstance(mapper.polymorphic_on, Column):
         needed.append(mapper.polymorphic_on)
     for column in needed:

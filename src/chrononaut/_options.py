@@ -16,6 +16,15 @@ from chrononaut.exceptions import MappingError
 #: The reserved names: ours on a history row, so a model column cannot have them.
 RESERVED = frozenset({"version", "began", "changed", "change_info", "operation"})
 
+
+def reserved_name_error(cls: type, name: str) -> MappingError:
+    """Return the error for a model column that has one of the reserved names."""
+    return MappingError(
+        f"{cls.__name__} has a column {name!r} of its own, which history needs for itself. "
+        f"Rename both attribute and column, e.g. `{name}_ = mapped_column('{name}_', ...)`."
+    )
+
+
 _OLDER_SPELLING = {
     "__chrononaut_untracked__": "__version_untracked__",
     "__chrononaut_hidden__": "__version_hidden__",

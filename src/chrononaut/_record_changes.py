@@ -11,7 +11,7 @@ from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr
 
 from chrononaut._change_info import ChangeInfoHooks
 from chrononaut._flush import flush_of
-from chrononaut._history_table import CHANGE_INFO, CHANGED, CHANGED_ATTRIBUTE, RecordChangesColumn
+from chrononaut._history_table import CHANGE_INFO, CHANGED, CHANGED_ATTRIBUTE, RecordChangesColumn, declared_column
 from chrononaut._mapping import find_mapping
 from chrononaut._options import after_mapping
 from chrononaut._types import UTCDateTime, assume_utc, change_info_type, instant_type
@@ -41,11 +41,11 @@ class RecordChanges(ChangeInfoHooks):
 
         @declared_attr
         def change_info(cls):  # documented above
-            return RecordChangesColumn(CHANGE_INFO, change_info_type())
+            return declared_column(cls, RecordChangesColumn(CHANGE_INFO, change_info_type()))
 
         @declared_attr
         def _chrononaut_changed(cls):
-            return RecordChangesColumn(CHANGED, instant_type(), key=CHANGED)
+            return declared_column(cls, RecordChangesColumn(CHANGED, instant_type(), key=CHANGED))
 
         @hybrid_property
         def changed(self) -> datetime | None:  # documented above

@@ -16,6 +16,7 @@ from chrononaut._diff import diff_states
 from chrononaut._flush import flush_of
 from chrononaut._history_mapper import build_history_mapper, version_column
 from chrononaut._history_record import HistoryRecord
+from chrononaut._history_table import declared_column
 from chrononaut._mapping import mapping_of
 from chrononaut._options import after_mapping
 from chrononaut._reader import (
@@ -63,7 +64,7 @@ class Versioned(ChangeInfoHooks):
 
         @declared_attr
         def version(cls):  # documented above
-            return version_column()
+            return declared_column(cls, version_column())
 
     def __init_subclass__(cls, **kw: Any) -> None:
         super().__init_subclass__(**kw)
