@@ -29,7 +29,7 @@ from chrononaut._history_table import (
 from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping, mapped_columns, set_mapping
 from chrononaut._options import RESERVED, Options, read_options, reserved_name_error
 from chrononaut._suppression import may_delete_history
-from chrononaut._types import LenientEnum, UTCDateTime
+from chrononaut._types import UTCDateTime, read_type
 from chrononaut.exceptions import (
     HiddenAttributeError,
     MappingError,
@@ -297,9 +297,9 @@ def _not_mapped(
 
 
 def _property(live: Sequence[Any], copies: list[Column[Any]]) -> Any:
-    enum = live[0].type
-    if isinstance(enum, Enum) and len(copies) == 1 and not copies[0].primary_key:
-        return column_property(type_coerce(copies[0], LenientEnum(enum)))
+    type_ = read_type(live[0].type)
+    if type_ is not live[0].type and len(copies) == 1 and not copies[0].primary_key:
+        return column_property(type_coerce(copies[0], type_))
     return copies
 
 

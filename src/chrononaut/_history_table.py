@@ -6,15 +6,15 @@ import hashlib
 from collections.abc import Collection, Iterator
 from typing import Any, cast
 
-from sqlalchemy import ARRAY, Boolean, Column, Enum, Index, Integer, MetaData, String, Table
+from sqlalchemy import Column, Enum, Index, Integer, MetaData, String, Table
 from sqlalchemy.orm import MappedColumn
-from sqlalchemy.schema import conv
+from sqlalchemy.schema import BLANK_SCHEMA, conv
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import NullType, TypeEngine
 
 from chrononaut._options import reserved_name_error
-from chrononaut._types import change_info_type, instant_type, plain_enum
+from chrononaut._types import change_info_type, instant_type, plain_enum, stored_type
 from chrononaut.exceptions import MappingError
 
 VERSION, BEGAN, CHANGED = "version", "began", "changed"
@@ -58,7 +58,7 @@ class _FollowingColumn(Column[Any]):
     @property
     def type(self) -> TypeEngine[Any]:  # an attribute of Column, looked up late here
         source = self.__dict__.get("_source")
-        return self._given_type if source is None else history_type(source.type)
+        return self._given_type if source is None else stored_type(source.type)
 
     @type.setter
     def type(self, value: TypeEngine[Any]) -> None:
@@ -102,18 +102,6 @@ def required_table(cls: type, mapped_to: object) -> Table:
 def is_tracked(column: Column[Any]) -> bool:
     """Tell whether a live column can have a copy in history: ours and the database's own have none."""
     return not (column.system or isinstance(column, VersionColumn | RecordChangesColumn))
-
-
-def history_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Return the type of a history column: the same values, tied to nothing that may change later."""
-    if isinstance(type_, Enum):
-        return String(255)
-    if isinstance(type_, Boolean):
-        return Boolean()
-    given, array = type_, cast("ARRAY[Any]", type_)
-    if isinstance(given, ARRAY) and isinstance(array.item_type, Enum):
-        return ARRAY(String(255), dimensions=array.dimensions, zero_indexes=array.zero_indexes)
-    return type_
 
 
 def build_history_table(
@@ -212,7 +200,8 @@ def _bare_table(live: Table, name: str | None) -> Table:
     return Table(
         name,
         live.metadata,
-        schema=live.schema,
+        # Not None: that would be the schema of the whole metadata.
+        schema=BLANK_SCHEMA if live.schema is None else live.schema,
         comment=f"States of {live.name} that have ended",
         quote_schema=getattr(live.schema, "quote", None),
     )
@@ -236,7 +225,7 @@ def _copy_column(column: Column[Any]) -> Column[Any]:
     }
     if isinstance(column.type, NullType) and column.foreign_keys:
         return _FollowingColumn.of(column, **settings)
-    type_ = history_type(column.type)
+    type_ = stored_type(column.type)
     if column.primary_key and isinstance(column.type, Enum):
         type_ = plain_enum(column.type)
     return Column(column.name, type_, key=column.key, **settings)

@@ -94,13 +94,17 @@ class Instant:
     _clock: Clock | None
     _tag: str = field(default_factory=lambda: secrets.token_hex(8))
     _value: datetime | None = None
+    _kept_by: Connection | None = None
 
     def source(self, connection: Connection) -> InstantSource:
         """Return the instant for use in a statement."""
+        if self._value is None and self._kept_by not in (None, connection):
+            self.value(self._kept_by)  # a transaction on several databases has one instant too
         if self._value is None and (self._clock is not None or connection.dialect.name != "postgresql"):
             self._value = self._now()
         if self._value is not None:
             return InstantSource("value", {"instant": self._value})
+        self._kept_by = connection
         return InstantSource("setting", {"instant_tag": self._tag})
 
     def value(self, connection: Connection) -> datetime:
