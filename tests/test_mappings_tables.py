@@ -54,7 +54,7 @@ def test_keys_of_every_type(kind: str, engine: sa.Engine, session: Session, base
 
     class Record(Versioned, base):
         __tablename__ = "record"
-        key = mapped_column(type_, primary_key=True)
+        key = mapped_column(type_, primary_key=True, autoincrement=False)
         value: Mapped[int] = mapped_column(default=0)
 
     base.metadata.create_all(engine)
