@@ -11,7 +11,6 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
-    Enum,
     FromClause,
     Insert,
     Integer,
@@ -35,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from chrononaut._history_table import BEGAN, CHANGE_INFO, CHANGED, OPERATION, VERSION
 from chrononaut._mapping import VersionedTable
 from chrononaut._transaction import InstantKind, InstantSource, instant_expression
-from chrononaut._types import LenientEnum, UTCDateTime
+from chrononaut._types import UTCDateTime, read_type
 from chrononaut._wanted import (
     Shape,
     Wanted,
@@ -104,7 +103,7 @@ def _build_copy(
     version, wanted = live_version(table), wanted_records(table.key, shape)
     before = table.history.alias("before")
     precedes = and_(
-        *(before.c[copy.key] == live for copy, live in zip(table.history_key, table.key, strict=True)),
+        *(before.c[copy.key] == _as_copied(live, copy) for copy, live in zip(table.history_key, table.key, strict=True)),
         before.c[VERSION] == version - 1,
     )
     columns = _copied_columns(table) | {
@@ -135,10 +134,12 @@ def _if_bound(table: VersionedTable, wanted: Wanted) -> list[ColumnElement[bool]
 
 
 def _copied_columns(table: VersionedTable) -> dict[str, ColumnElement[Any]]:
-    return {
-        copy.key: live if copy.type is live.type or isinstance(live.type, Boolean) else sql_cast(live, copy.type)
-        for live, copy in table.copied
-    }
+    return {copy.key: _as_copied(live, copy) for live, copy in table.copied}
+
+
+def _as_copied(live: Column[Any], copy: Column[Any]) -> ColumnElement[Any]:
+    """Return what history holds of a live column."""
+    return live if copy.type is live.type or isinstance(live.type, Boolean) else sql_cast(live, copy.type)
 
 
 def live_version(table: VersionedTable) -> Column[int]:
@@ -204,7 +205,8 @@ def _build_birth(
     table: VersionedTable, discriminator: Column[Any] | None, instant_kind: InstantKind, dialect: str
 ) -> Insert:
     values: dict[str, Any] = {
-        column.key: bindparam(f"birth_key_{number}", type_=column.type) for number, column in enumerate(table.key)
+        column.key: bindparam(f"birth_key_{number}", type_=column.type)
+        for number, column in enumerate(table.history_key)
     }
     values[VERSION] = bindparam("birth_version", type_=Integer())
     if table.live_version is not None:
@@ -216,8 +218,7 @@ def _build_birth(
             OPERATION: literal("insert", String()),
         }
     if discriminator is not None:
-        type_ = LenientEnum(discriminator.type) if isinstance(discriminator.type, Enum) else discriminator.type
-        values[discriminator.key] = bindparam("birth_discriminator", type_=type_)
+        values[discriminator.key] = bindparam("birth_discriminator", type_=read_type(discriminator.type))
     return insert(table.history).values(values)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import InstanceState, LoaderCallableStatus, Session
-from sqlalchemy.orm.attributes import instance_state, set_committed_value
+from sqlalchemy.orm.attributes import instance_state, set_attribute, set_committed_value
 from sqlalchemy.sql.dml import UpdateBase
 
 from chrononaut._capture import (
@@ -426,7 +426,8 @@ def _identity(state: InstanceState[Any]) -> Key:
 
 
 def _set(state: InstanceState[Any], name: str, value: Any) -> None:
-    setattr(state.obj(), name, value)
+    # Not setattr(): pydantic's models know only their own fields.
+    set_attribute(state.obj(), name, value)
 
 
 def _plain(part: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Column, Connection, Enum, Integer, Table, and_, event, type_coerce
+from sqlalchemy import Column, Connection, Enum, Integer, Table, and_, event, inspect, type_coerce
 from sqlalchemy.orm import Mapper, column_property
 from sqlalchemy.orm.exc import UnmappedColumnError
 
@@ -24,11 +24,12 @@ from chrononaut._history_table import (
     is_tracked,
     moved,
     register_history_table,
+    required_table,
 )
 from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping, mapped_columns, set_mapping
-from chrononaut._options import RESERVED, Options, read_options
+from chrononaut._options import RESERVED, Options, read_options, reserved_name_error
 from chrononaut._suppression import may_delete_history
-from chrononaut._types import LenientEnum, UTCDateTime
+from chrononaut._types import UTCDateTime, read_type
 from chrononaut.exceptions import (
     HiddenAttributeError,
     MappingError,
@@ -44,7 +45,7 @@ def build_history_mapper(mapper: Mapper[Any]) -> VersionedMapping:
     """
     cls = mapper.class_
     options = read_options(cls)
-    live = _local_table(mapper)
+    live = required_table(cls, mapper.local_table)
     parent = _parent(mapper)
     if parent is None:
         _ensure_version_column(mapper, live)
@@ -68,16 +69,6 @@ def build_history_mapper(mapper: Mapper[Any]) -> VersionedMapping:
 
 
 # --- what may be versioned
-
-
-def _local_table(mapper: Mapper[Any]) -> Table:
-    table = cast("Table", mapper.local_table)
-    if not isinstance(mapper.local_table, Table):
-        raise MappingError(
-            f"{mapper.class_.__name__} is mapped to {type(table).__name__}, not to a table, "
-            "so its rows cannot be versioned. Remove the Versioned mixin, or put it on the models of the tables."
-        )
-    return table
 
 
 def _parent(mapper: Mapper[Any]) -> VersionedMapping | None:
@@ -113,10 +104,7 @@ def _refuse_reserved_names(mapper: Mapper[Any], live: Table) -> None:
             continue
         taken = RESERVED & {column.key, column.name, _attribute(mapper, column)}
         if taken:
-            raise MappingError(
-                f"{mapper.class_.__name__} has a column {min(taken)!r} of its own, which history needs for itself. "
-                f"Rename both attribute and column, e.g. `{min(taken)}_ = mapped_column('{min(taken)}_', ...)`."
-            )
+            raise reserved_name_error(mapper.class_, min(taken))
 
 
 def _attributes(mapper: Mapper[Any], names: Iterable[str], option: str) -> frozenset[str]:
@@ -138,7 +126,7 @@ def _resolve(mapper: Mapper[Any], name: str, option: str) -> str:
 
 
 def _refuse_key_columns(mapper: Mapper[Any], left_out: frozenset[str]) -> None:
-    needed: list[Any] = [*mapper.primary_key, *_local_table(mapper).primary_key]
+    needed: list[Any] = [*mapper.primary_key, *required_table(mapper.class_, mapper.local_table).primary_key]
     if isinstance(mapper.polymorphic_on, Column):
         needed.append(mapper.polymorphic_on)
     for column in needed:
@@ -258,7 +246,7 @@ def _map(mapping: VersionedMapping, parent: VersionedMapping | None) -> None:
         settings["inherits"] = parent.history_class
         if not is_shared:
             settings["inherit_condition"] = _same_state(table, parent.tables[-1])
-            properties[VERSION] = [table.history.c[VERSION], mapping.base.history.c[VERSION]]
+            properties[VERSION] = [each.history.c[VERSION] for each in reversed(mapping.tables)]
     if mapper.polymorphic_on is not None:
         settings["polymorphic_identity"] = mapper.polymorphic_identity
         settings["polymorphic_abstract"] = mapper.polymorphic_abstract
@@ -268,7 +256,7 @@ def _map(mapping: VersionedMapping, parent: VersionedMapping | None) -> None:
         mapping.history_class,
         None if is_shared else table.history,
         properties=properties,
-        include_properties=list(_columns_of(properties)),
+        exclude_properties=_not_mapped(mapping, parent, properties),
         **settings,
     )
     for name in ("before_insert", "before_update"):
@@ -298,10 +286,20 @@ def _columns_of(properties: dict[str, Any]) -> Iterator[Column[Any]]:
             yield from columns
 
 
+def _not_mapped(
+    mapping: VersionedMapping, parent: VersionedMapping | None, properties: dict[str, Any]
+) -> set[Column[Any]]:
+    """Return the history columns that the mapper must leave alone: siblings', and those that expressions map."""
+    mapped = set(_columns_of(properties))
+    if parent is not None:
+        mapped.update(mapped_columns(inspect(parent.history_class)).values())
+    return {column for table in mapping.tables for column in table.history.c} - mapped
+
+
 def _property(live: Sequence[Any], copies: list[Column[Any]]) -> Any:
-    enum = live[0].type
-    if isinstance(enum, Enum) and len(copies) == 1 and not copies[0].primary_key:
-        return column_property(type_coerce(copies[0], LenientEnum(enum)))
+    type_ = read_type(live[0].type)
+    if type_ is not live[0].type and len(copies) == 1 and not copies[0].primary_key:
+        return column_property(type_coerce(copies[0], type_))
     return copies
 
 

@@ -6,13 +6,16 @@ import hashlib
 from collections.abc import Collection, Iterator
 from typing import Any, cast
 
-from sqlalchemy import ARRAY, Boolean, Column, Enum, Index, Integer, MetaData, String, Table
-from sqlalchemy.schema import conv
+from sqlalchemy import Column, Enum, Index, Integer, MetaData, String, Table
+from sqlalchemy.orm import MappedColumn
+from sqlalchemy.schema import BLANK_SCHEMA, conv
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import NullType, TypeEngine
 
-from chrononaut._types import change_info_type, instant_type, plain_enum
+from chrononaut._options import reserved_name_error
+from chrononaut._types import change_info_type, instant_type, plain_enum, stored_type
+from chrononaut.exceptions import MappingError
 
 VERSION, BEGAN, CHANGED = "version", "began", "changed"
 CHANGE_INFO, OPERATION = "change_info", "operation"
@@ -44,6 +47,7 @@ class _FollowingColumn(Column[Any]):
 
     inherit_cache = True
     _source: Column[Any]
+    _given_type: TypeEngine[Any]
 
     @classmethod
     def of(cls, source: Column[Any], **kw: Any) -> _FollowingColumn:
@@ -54,28 +58,50 @@ class _FollowingColumn(Column[Any]):
     @property
     def type(self) -> TypeEngine[Any]:  # an attribute of Column, looked up late here
         source = self.__dict__.get("_source")
-        return NullType() if source is None else history_type(source.type)
+        return self._given_type if source is None else stored_type(source.type)
 
     @type.setter
     def type(self, value: TypeEngine[Any]) -> None:
-        pass
+        self._given_type = value  # that of a copy, which has no source
+
+
+def declared_column(cls: type, column: Column[Any]) -> Column[Any]:
+    """Return what a mixin declares on a class: a column, which a table that the class was given must get first.
+
+    :raises MappingError: if the class is given something that is no table, or has a column of that name.
+    """
+    given: object = vars(cls).get("__table__")
+    if given is None:
+        if any(_column_name(value) == column.name for value in vars(cls).values()):
+            raise reserved_name_error(cls, column.name)
+        return column
+    table = required_table(cls, given)
+    if column.key not in table.c:
+        table.append_column(column)
+    return table.c[column.key]
+
+
+def _column_name(value: object) -> str | None:
+    column = value.column if isinstance(value, MappedColumn) else value
+    return column.name if isinstance(column, Column) else None
+
+
+def required_table(cls: type, mapped_to: object) -> Table:
+    """Return what a class is mapped to if that is a table.
+
+    :raises MappingError: if it is not.
+    """
+    if isinstance(mapped_to, Table):
+        return mapped_to
+    raise MappingError(
+        f"{cls.__name__} is mapped to {type(mapped_to).__name__}, not to a table, so its rows cannot be versioned. "
+        "Remove the mixin, or put it on the models of the tables."
+    )
 
 
 def is_tracked(column: Column[Any]) -> bool:
     """Tell whether a live column can have a copy in history: ours and the database's own have none."""
     return not (column.system or isinstance(column, VersionColumn | RecordChangesColumn))
-
-
-def history_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Return the type of a history column: the same values, tied to nothing that may change later."""
-    if isinstance(type_, Enum):
-        return String(255)
-    if isinstance(type_, Boolean):
-        return Boolean()
-    given, array = type_, cast("ARRAY[Any]", type_)
-    if isinstance(given, ARRAY) and isinstance(array.item_type, Enum):
-        return ARRAY(String(255), dimensions=array.dimensions, zero_indexes=array.zero_indexes)
-    return type_
 
 
 def build_history_table(
@@ -160,13 +186,29 @@ def moved(expression: Any, live: Table, history: Table) -> Any:
 
 
 def _bare_table(live: Table, name: str | None) -> Table:
+    if history_table_of(live) is not None:
+        raise MappingError(
+            f"The table {live.name!r} has a history already, which is made by the class that was mapped to it first: "
+            "only one class may have the mixin."
+        )
+    name = limited_name(name or f"{live.name}_history")
+    if _qualified(live.schema, name) in live.metadata.tables:
+        raise MappingError(
+            f"The history table of {live.name!r} would be called {name!r}, as another table is already. "
+            "Choose another name by `__chrononaut_tablename__`."
+        )
     return Table(
-        limited_name(name or f"{live.name}_history"),
+        name,
         live.metadata,
-        schema=live.schema,
+        # Not None: that would be the schema of the whole metadata.
+        schema=BLANK_SCHEMA if live.schema is None else live.schema,
         comment=f"States of {live.name} that have ended",
         quote_schema=getattr(live.schema, "quote", None),
     )
+
+
+def _qualified(schema: str | None, name: str) -> str:
+    return name if schema is None else f"{schema}.{name}"
 
 
 def _columns(live: Table, left_out: Collection[Column[Any]]) -> Iterator[Column[Any]]:
@@ -183,7 +225,7 @@ def _copy_column(column: Column[Any]) -> Column[Any]:
     }
     if isinstance(column.type, NullType) and column.foreign_keys:
         return _FollowingColumn.of(column, **settings)
-    type_ = history_type(column.type)
+    type_ = stored_type(column.type)
     if column.primary_key and isinstance(column.type, Enum):
         type_ = plain_enum(column.type)
     return Column(column.name, type_, key=column.key, **settings)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sqlalchemy import Column, Table, inspect
+from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapper
 
 from chrononaut._history_table import CHANGED_ATTRIBUTE, VERSION, VersionColumn, is_tracked
+from chrononaut._options import find_mapper
 from chrononaut.exceptions import ChrononautException, MappingError
 
 if TYPE_CHECKING:
@@ -172,7 +173,12 @@ def mapping_of(cls: type) -> VersionedMapping:
     """
     mapping = find_mapping(cls)
     if mapping is None:
-        mapped = inspect(cls, raiseerr=False) is not None
-        why = "does not have the `Versioned` mixin" if mapped else "is not mapped"
+        mapper = find_mapper(cls)
+        if mapper is None:
+            why = "is not mapped"
+        elif not isinstance(mapper.local_table, Table):
+            why = "has no table of its own. Its subclasses may have one"
+        else:
+            why = "does not have the `Versioned` mixin"
         raise ChrononautException(f"{cls.__name__} has no history: it {why}.")
     return mapping

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import inspect
+from sqlalchemy import event, inspect
+from sqlalchemy.ext.declarative import AbstractConcreteBase
+from sqlalchemy.orm import Mapper
+from sqlalchemy.orm.exc import UnmappedClassError
 
 from chrononaut.exceptions import MappingError
 
 #: The reserved names: ours on a history row, so a model column cannot have them.
 RESERVED = frozenset({"version", "began", "changed", "change_info", "operation"})
+
+
+def reserved_name_error(cls: type, name: str) -> MappingError:
+    """Return the error for a model column that has one of the reserved names."""
+    return MappingError(
+        f"{cls.__name__} has a column {name!r} of its own, which history needs for itself. "
+        f"Rename both attribute and column, e.g. `{name}_ = mapped_column('{name}_', ...)`."
+    )
+
 
 _OLDER_SPELLING = {
     "__chrononaut_untracked__": "__version_untracked__",
@@ -50,6 +62,34 @@ def read_options(cls: type) -> Options:
     )
 
 
+def after_mapping(cls: type, listener: Callable[[Mapper[Any], type], None]) -> None:
+    """Call a listener as soon as a class is mapped, which it may be already.
+
+    :raises MappingError: if its mapping is put off to a time that cannot be listened for.
+    """
+    if AbstractConcreteBase in cls.__bases__:
+        return  # all its rows are in the tables of its subclasses
+    mapper = find_mapper(cls)
+    if mapper is not None:
+        listener(mapper, cls)
+        return
+    try:
+        event.listen(cls, "after_mapper_constructed", listener)
+    except UnmappedClassError as error:
+        raise MappingError(
+            f"{cls.__name__} is to be mapped at a later time (DeferredReflection), so it cannot be versioned. "
+            "Reflect its table first: `__table__ = Table(..., autoload_with=engine)`."
+        ) from error
+
+
+def find_mapper(cls: type) -> Mapper[Any] | None:
+    """Return the mapper of a class; None if it has none, or none yet."""
+    try:
+        return cast("Mapper[Any] | None", inspect(cls, raiseerr=False))
+    except UnmappedClassError:  # an AbstractConcreteBase, which is mapped after all its subclasses
+        return None
+
+
 def _spellings(option: str) -> Iterator[str]:
     yield option
     if option in _OLDER_SPELLING:
@@ -77,7 +117,7 @@ def _validated(cls: type, option: str, value: Any) -> set[str]:
 
 def _tablename(cls: type) -> str | None:
     for base in cls.__mro__:
-        if base is not cls and inspect(base, raiseerr=False) is not None:
+        if base is not cls and find_mapper(base) is not None:
             return None
         for spelling in _spellings("__chrononaut_tablename__"):
             if spelling in vars(base):

@@ -5,14 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, event, inspect, type_coerce
+from sqlalchemy import ColumnElement, Connection, event, type_coerce
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr
 
 from chrononaut._change_info import ChangeInfoHooks
 from chrononaut._flush import flush_of
-from chrononaut._history_table import CHANGE_INFO, CHANGED, CHANGED_ATTRIBUTE, RecordChangesColumn
+from chrononaut._history_table import CHANGE_INFO, CHANGED, CHANGED_ATTRIBUTE, RecordChangesColumn, declared_column
 from chrononaut._mapping import find_mapping
+from chrononaut._options import after_mapping
 from chrononaut._types import UTCDateTime, assume_utc, change_info_type, instant_type
 from chrononaut.typing import ChangeInfo
 
@@ -40,11 +41,11 @@ class RecordChanges(ChangeInfoHooks):
 
         @declared_attr
         def change_info(cls):  # documented above
-            return RecordChangesColumn(CHANGE_INFO, change_info_type())
+            return declared_column(cls, RecordChangesColumn(CHANGE_INFO, change_info_type()))
 
         @declared_attr
         def _chrononaut_changed(cls):
-            return RecordChangesColumn(CHANGED, instant_type(), key=CHANGED)
+            return declared_column(cls, RecordChangesColumn(CHANGED, instant_type(), key=CHANGED))
 
         @hybrid_property
         def changed(self) -> datetime | None:  # documented above
@@ -58,11 +59,7 @@ class RecordChanges(ChangeInfoHooks):
 
     def __init_subclass__(cls, **kw: Any) -> None:
         super().__init_subclass__(**kw)
-        mapper = inspect(cls, raiseerr=False)
-        if mapper is not None:
-            _after_mapper_constructed(mapper, cls)
-        else:
-            event.listen(cls, "after_mapper_constructed", _after_mapper_constructed)
+        after_mapping(cls, _after_mapper_constructed)
 
 
 def _after_mapper_constructed(mapper: Mapper[Any], cls: type) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import event
-from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction, scoped_session, sessionmaker
+from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, UOWTransaction, scoped_session, sessionmaker
 
 from chrononaut._flush import begin_flush, end_flush
-from chrononaut._transaction import SessionConfig, configure, find_config, forget_transaction
+from chrononaut._history_record import HistoryRecord
+from chrononaut._mapping import mapping_of
+from chrononaut._transaction import SessionConfig, configure, configured, find_config, forget_transaction
 from chrononaut.exceptions import ChrononautException
 from chrononaut.typing import ChangeInfoProvider, Clock
 
@@ -43,9 +45,11 @@ def versioned_session(
     """
     config = SessionConfig(change_info, require_extra_change_info, clock)
     sessions = _sync_sessions(target)
+    # Not event.contains(): it goes by id(), and may take a new class for one that is gone.
+    is_attached = configured(sessions) is not None
     configure(sessions, config)
-    for name, listener in _LISTENERS.items():
-        if not event.contains(sessions, name, listener):
+    if not is_attached:
+        for name, listener in _LISTENERS.items():
             event.listen(sessions, name, listener)
     return target
 
@@ -121,7 +125,19 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
         forget_transaction(session)
 
 
+def _do_orm_execute(state: ORMExecuteState) -> None:
+    """Fire before an ORM statement is executed: history is where the model is, whatever a session's binds name."""
+    mapper, session = state.bind_mapper, state.session
+    if mapper is None or not issubclass(mapper.class_, HistoryRecord) or "bind" in state.bind_arguments:
+        return
+    # A session that finds its binds by itself sees our tables; it may not even take this argument.
+    if type(session).get_bind is Session.get_bind:
+        live = mapping_of(mapper.class_.__chrononaut_model__).mapper
+        state.bind_arguments["bind"] = session.get_bind(live)
+
+
 _LISTENERS: dict[str, Callable[..., None]] = {
+    "do_orm_execute": _do_orm_execute,
     "before_flush": _before_flush,
     "after_flush": _after_flush,
     "after_transaction_end": _after_transaction_end,

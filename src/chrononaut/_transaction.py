@@ -49,11 +49,16 @@ def configure(target: Session | type[Session], config: SessionConfig) -> None:
         target.info[_CONFIG] = config
 
 
+def configured(target: Session | type[Session]) -> SessionConfig | None:
+    """Return how a session or a class of sessions is configured; None if it was never attached."""
+    if isinstance(target, type):
+        return cast("SessionConfig | None", getattr(target, _CONFIG, None))
+    return target.info.get(_CONFIG) or configured(type(target))
+
+
 def find_config(session: Session | None) -> SessionConfig | None:
-    """Return how a session is configured; None if it was never attached."""
-    if session is None:
-        return None
-    return cast("SessionConfig | None", session.info.get(_CONFIG) or getattr(type(session), _CONFIG, None))
+    """Return how the session of something is configured; None if there is none, or it was never attached."""
+    return None if session is None else configured(session)
 
 
 def config_of(session: Session | None, model: type) -> SessionConfig:
@@ -89,13 +94,17 @@ class Instant:
     _clock: Clock | None
     _tag: str = field(default_factory=lambda: secrets.token_hex(8))
     _value: datetime | None = None
+    _kept_by: Connection | None = None
 
     def source(self, connection: Connection) -> InstantSource:
         """Return the instant for use in a statement."""
+        if self._value is None and self._kept_by not in (None, connection):
+            self.value(self._kept_by)  # a transaction on several databases has one instant too
         if self._value is None and (self._clock is not None or connection.dialect.name != "postgresql"):
             self._value = self._now()
         if self._value is not None:
             return InstantSource("value", {"instant": self._value})
+        self._kept_by = connection
         return InstantSource("setting", {"instant_tag": self._tag})
 
     def value(self, connection: Connection) -> datetime:

@@ -6,12 +6,17 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, cast
 
-from sqlalchemy import JSON, DateTime, Dialect, Enum
+from sqlalchemy import ARRAY, JSON, Boolean, DateTime, Dialect, Enum, String
 from sqlalchemy.dialects.mysql import DATETIME as MYSQL_DATETIME
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import DOMAIN, JSONB
+from sqlalchemy.dialects.postgresql import dialect as postgresql_dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from chrononaut.exceptions import NaiveDatetimeError
+
+
+#: Wide enough for members that are added later.
+_ENUM_LENGTH = 255
 
 
 def instant_type() -> TypeEngine[datetime]:
@@ -60,10 +65,51 @@ class UTCDateTime(TypeDecorator[datetime]):
         return None if value is None else assume_utc(value)
 
 
+def stored_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return the type of a history column: it stores the same values, tied to nothing that may change later."""
+    given: Any = type_  # not narrowed: a checker forgets the type arguments then
+    if isinstance(type_, Enum):
+        return String(max(given.length or 0, _ENUM_LENGTH))
+    if isinstance(type_, TypeDecorator):
+        stored = stored_type(given.impl_instance)
+        return type_ if stored is given.impl_instance else stored
+    if isinstance(type_, Boolean):
+        return Boolean() if type_.create_constraint else type_
+    if isinstance(type_, DOMAIN):
+        return stored_type(given.data_type)
+    if isinstance(type_, ARRAY):
+        return _of_items(given, stored_type(given.item_type))
+    if isinstance(type_, String) and isinstance(type_.dialect_impl(postgresql_dialect()), Enum):
+        return String(max(type_.length or 0, _ENUM_LENGTH))  # a native enum as a variant
+    return type_
+
+
+def read_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return the type that is applied above a history column, to make the same Python values as the live column's."""
+    given: Any = type_
+    if isinstance(type_, Enum):
+        return LenientEnum(type_)
+    if isinstance(type_, TypeDecorator):
+        read = read_type(given.impl_instance)
+        if read is given.impl_instance:
+            return type_
+        decorator = given.copy()
+        decorator.impl = read
+        return cast("TypeEngine[Any]", decorator)
+    if isinstance(type_, ARRAY):
+        return _of_items(given, read_type(given.item_type))
+    return type_
+
+
+def _of_items(array: Any, items: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return an array type with another type of items; the same where they are the same."""
+    return array if items is array.item_type else array.adapt(type(array), item_type=items)
+
+
 def plain_enum(enum: Enum) -> Enum:
     """Return the same enum as plain text in the database, whatever it is there now."""
-    adapt = cast("Any", enum).adapt
-    return cast("Enum", adapt(Enum, native_enum=False, create_constraint=False))
+    adapt = cast("Callable[..., Enum]", enum.adapt)
+    return adapt(Enum, native_enum=False, create_constraint=False, length=max(enum.length or 0, _ENUM_LENGTH))
 
 
 class LenientEnum(TypeDecorator[Any]):
@@ -80,7 +126,7 @@ class LenientEnum(TypeDecorator[Any]):
     def copy(self, **kw: Any) -> LenientEnum:
         return LenientEnum(self.enum)
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
         read = super().result_processor(dialect, coltype)
         if read is None:
             return None

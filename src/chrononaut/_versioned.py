@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
-from sqlalchemy import Connection, event, inspect
+from sqlalchemy import Connection, event
 from sqlalchemy.orm import InstanceState, Mapped, Mapper, Query, declared_attr
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 from typing_extensions import Self
@@ -16,7 +16,9 @@ from chrononaut._diff import diff_states
 from chrononaut._flush import flush_of
 from chrononaut._history_mapper import build_history_mapper, version_column
 from chrononaut._history_record import HistoryRecord
+from chrononaut._history_table import declared_column
 from chrononaut._mapping import mapping_of
+from chrononaut._options import after_mapping
 from chrononaut._reader import (
     query_versions,
     read_has_changed_since,
@@ -62,15 +64,11 @@ class Versioned(ChangeInfoHooks):
 
         @declared_attr
         def version(cls):  # documented above
-            return version_column()
+            return declared_column(cls, version_column())
 
     def __init_subclass__(cls, **kw: Any) -> None:
         super().__init_subclass__(**kw)
-        mapper = inspect(cls, raiseerr=False)
-        if mapper is not None:
-            _after_mapper_constructed(mapper, cls)
-        else:
-            event.listen(cls, "after_mapper_constructed", _after_mapper_constructed)
+        after_mapping(cls, _after_mapper_constructed)
 
     @overload
     def versions(

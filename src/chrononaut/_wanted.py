@@ -58,7 +58,7 @@ class Wanted:
 
 def choose_shape(dialect: Dialect, key: Sequence[Column[Any]], records: Sequence[WantedRecord]) -> Shape:
     """Return the shape that suits a database, the types of a key, and a number of records."""
-    if len(records) == 1:
+    if len(records) == 1 or not all(_can_be_listed(column_.type) for column_ in key):
         return "rows"
     if dialect.name == "postgresql":
         return "arrays"
@@ -66,6 +66,11 @@ def choose_shape(dialect: Dialect, key: Sequence[Column[Any]], records: Sequence
         return "rows"
     is_plain = len(key) == 1 and all(info == records[0][2] for _, _, info in records)
     return "object" if is_plain else "document"
+
+
+def _can_be_listed(type_: TypeEngine[Any]) -> bool:
+    # An array of arrays would be unnested to the ground, and an expression around each value would be lost.
+    return not isinstance(type_, ARRAY) and type_.bind_expression(bindparam(None, type_=type_)) is None
 
 
 def wanted_records(key: Sequence[Column[Any]], shape: Shape) -> Wanted:
