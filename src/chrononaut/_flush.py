@@ -128,8 +128,7 @@ class Flush:
         elif self._is_suppressed:
             _set(state, VERSION, self._version(connection, mapping, replaced))
         else:
-            hidden = frozenset(name for name in mapping.hidden if replaced.dict.get(name) != state.dict.get(name))
-            info = self.info.of_object(state, hidden)
+            info = self.info.of_object(state, _hidden_names_replaced(mapping, replaced, state))
             version = self._end(connection, mapping, replaced, "update", info)
             _set(state, VERSION, version + 1)
             if mapping.has_marks:
@@ -372,6 +371,20 @@ def _changed_names(mapping: VersionedMapping, state: InstanceState[Any]) -> tupl
         elif mapping.comparisons[name](current.get(name, NO_VALUE), old) is True:
             names = names.difference((name,))
     return names, are_known
+
+
+def _hidden_names_replaced(
+    mapping: VersionedMapping, replaced: InstanceState[Any], state: InstanceState[Any]
+) -> frozenset[str]:
+    """Return the hidden attributes to which a record gives another value than the one that it takes the place of."""
+    names: set[str] = set()
+    for name in mapping.hidden.intersection(state.dict):  # the row keeps the others
+        old = replaced.committed_state.get(name, NO_VALUE)
+        if old is NO_VALUE:
+            old = getattr(replaced.obj(), name)
+        if mapping.comparisons[name](state.dict[name], old) is not True:
+            names.add(name)
+    return frozenset(names)
 
 
 def _is_known(mapping: VersionedMapping, state: InstanceState[Any]) -> bool:
