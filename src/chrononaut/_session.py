@@ -10,7 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction, scoped_session, sessionmaker
 
 from chrononaut._flush import begin_flush, end_flush
-from chrononaut._transaction import SessionConfig, configure, find_config, forget_transaction
+from chrononaut._transaction import SessionConfig, configure, find_config, forget_transaction, is_configured
 from chrononaut.exceptions import ChrononautException
 from chrononaut.typing import ChangeInfoProvider, Clock
 
@@ -43,10 +43,11 @@ def versioned_session(
     """
     config = SessionConfig(change_info, require_extra_change_info, clock)
     sessions = _sync_sessions(target)
+    # Not event.contains(): it knows classes by their address, which the next class may get.
+    is_attached = is_configured(sessions)
     configure(sessions, config)
-    for name, listener in _LISTENERS.items():
-        if not event.contains(sessions, name, listener):
-            event.listen(sessions, name, listener)
+    for name, listener in _LISTENERS.items() if not is_attached else ():
+        event.listen(sessions, name, listener)
     return target
 
 

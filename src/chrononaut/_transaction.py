@@ -17,12 +17,14 @@ from sqlalchemy import (
     case,
     event,
     func,
+    literal_column,
     select,
     type_coerce,
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import Session, SessionTransaction
 
+from chrononaut._dialect import is_mariadb
 from chrononaut._types import UTCDateTime, as_utc
 from chrononaut.exceptions import UnattachedSessionError
 from chrononaut.typing import ChangeInfoProvider, Clock
@@ -47,6 +49,12 @@ def configure(target: Session | type[Session], config: SessionConfig) -> None:
         setattr(target, _CONFIG, config)
     else:
         target.info[_CONFIG] = config
+
+
+def is_configured(target: Session | type[Session]) -> bool:
+    """Tell whether a session or class of sessions is configured, by itself or through the class it is of."""
+    cls = target if isinstance(target, type) else type(target)
+    return hasattr(cls, _CONFIG) or (isinstance(target, Session) and _CONFIG in target.info)
 
 
 def find_config(session: Session | None) -> SessionConfig | None:
@@ -81,9 +89,10 @@ class InstantSource(NamedTuple):
 class Instant:
     """The point in time of everything that one transaction changes; taken at its first versioned write.
 
-    On a server database it is the database's clock. PostgreSQL takes it inside the statement that needs
-    it, without a round trip, and keeps it in a setting that ends with the transaction. The setting is tagged, so
-    that sessions that work one after the other inside one outer transaction each have their own.
+    On a server database it is the database's clock. MariaDB is asked once for each transaction. PostgreSQL takes it
+    inside the statement that needs it, without a round trip, and keeps it in a setting that ends with the transaction.
+    The setting is tagged, so that sessions that work one after the other inside one outer transaction each have their
+    own.
     """
 
     _clock: Clock | None
@@ -93,7 +102,7 @@ class Instant:
     def source(self, connection: Connection) -> InstantSource:
         """Return the instant for use in a statement."""
         if self._value is None and (self._clock is not None or connection.dialect.name != "postgresql"):
-            self._value = self._now()
+            self._value = self._now(connection)
         if self._value is not None:
             return InstantSource("value", {"instant": self._value})
         return InstantSource("setting", {"instant_tag": self._tag})
@@ -106,9 +115,11 @@ class Instant:
             self._value = connection.execute(statement, source.parameters).scalar_one()
         return self._value
 
-    def _now(self) -> datetime:
+    def _now(self, connection: Connection) -> datetime:
         if self._clock is not None:
             return as_utc(self._clock(), "what the session's clock returned")
+        if is_mariadb(connection.dialect.name):
+            return connection.execute(select(literal_column("UTC_TIMESTAMP(6)", UTCDateTime()))).scalar_one()
         return datetime.now(timezone.utc)
 
 
