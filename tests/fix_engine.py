@@ -9,9 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from tests import fix_mariadb
-
-BACKENDS = ("sqlite-file", "sqlite-memory", "postgresql") + (("mariadb",) if fix_mariadb.ENABLED else ())
+BACKENDS = ("sqlite-file", "sqlite-memory", "postgresql", "mariadb")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

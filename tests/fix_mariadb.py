@@ -1,37 +1,64 @@
-"""MariaDB for the tests: ``CHRONONAUT_TEST_MARIADB``, else root's server on 127.0.0.1:3306."""
+"""MariaDB for the tests: ``CHRONONAUT_TEST_MARIADB``, else root's server on 127.0.0.1:3306.
 
+A server that is named must answer. Where none is named and none answers, the tests that need it are reported as not
+run, by name and count.
+"""
+
+import contextlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
 VARIABLE = "CHRONONAUT_TEST_MARIADB"
 LOCAL = "mariadb+pymysql://root@127.0.0.1:3306/"
+NO_SERVER = f"no MariaDB server: {VARIABLE} is not set, and none answers on 127.0.0.1:3306"
 
-ENABLED = False
-"""Whether the engine fixture runs on MariaDB: not before the library supports it."""
+# Not UTC and not a whole hour, so that a forgotten conversion shows.
+SETTINGS = {"init_command": "SET time_zone = '+05:45'"}
 
 
 def _server() -> sa.URL:
     return sa.make_url(os.environ.get(VARIABLE, LOCAL))
 
 
-def pytest_report_header() -> str | None:
-    if not ENABLED:
-        return None
+def _version() -> str | None:
+    """Return the server's version; None if there is none and none is named."""
     engine = sa.create_engine(_server())
     try:
         with engine.connect() as connection:
-            return f"mariadb: {connection.scalar(sa.text('SELECT version()'))}"
+            return str(connection.scalar(sa.text("SELECT version()")))
+    except OperationalError:
+        if VARIABLE in os.environ:
+            raise
+        return None
     finally:
         engine.dispose()
+
+
+def pytest_report_header() -> str:
+    return f"mariadb: {_version() or 'not there'}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that were not run for want of a server."""
+    skipped: list[pytest.TestReport] = terminalreporter.stats.get("skipped", [])
+    names = sorted(report.nodeid for report in skipped if NO_SERVER in str(report.longrepr))
+    if names:
+        terminalreporter.section(f"{len(names)} tests were not run: no MariaDB")
+        terminalreporter.line(NO_SERVER)
+        for name in names:
+            terminalreporter.line(f"NOT RUN {name}")
 
 
 @pytest.fixture(scope="session")
 def mariadb_database() -> Iterator[tuple[sa.URL, Callable[[], None]]]:
     """The URL of a database for this run, and a function that empties it."""
+    if _version() is None:
+        pytest.skip(NO_SERVER)
     name = f"chrononaut_test_{secrets.token_hex(4)}"
     keeper = sa.create_engine(_server(), isolation_level="AUTOCOMMIT")
     create = f"CREATE DATABASE {name} CHARACTER SET utf8mb4"
@@ -43,11 +70,12 @@ def mariadb_database() -> Iterator[tuple[sa.URL, Callable[[], None]]]:
             # A test that failed may have left a transaction open, whose locks would block us.
             others = connection.exec_driver_sql("SELECT id FROM information_schema.processlist WHERE db = %s", (name,))
             for (session,) in others.all():
-                connection.exec_driver_sql(f"KILL {session}")
+                with contextlib.suppress(OperationalError):  # it may end by itself meanwhile
+                    connection.exec_driver_sql(f"KILL {session}")
             connection.exec_driver_sql(f"DROP DATABASE {name}")
             connection.exec_driver_sql(create)
 
-    yield _server().set(database=name), reset
+    yield _server().set(database=name).update_query_dict(SETTINGS), reset
 
     with keeper.connect() as connection:
         connection.exec_driver_sql(f"DROP DATABASE {name}")

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 
+from chrononaut._dialect import by_key, is_mariadb
 from chrononaut._history_table import BEGAN, CHANGE_INFO, CHANGED, OPERATION, VERSION
 from chrononaut._mapping import VersionedTable
 from chrononaut._transaction import InstantKind, InstantSource, instant_expression
@@ -115,6 +116,7 @@ def _build_copy(
     }
     rows = _wanted_rows(table, wanted).outerjoin(before, precedes)
     query = select(*columns.values()).select_from(rows).where(version == wanted.version, *_if_bound(table, wanted))
+    query = _in_order(query, shape, table.live, before)
     return insert(table.history).from_select(list(columns), lock_rows(query, table, operation, dialect))
 
 
@@ -122,7 +124,12 @@ def _build_child_copy(table: VersionedTable, shape: Shape) -> Insert:
     wanted = wanted_records(table.key, shape)
     columns = _copied_columns(table) | {VERSION: wanted.version}
     query = select(*columns.values()).select_from(_wanted_rows(table, wanted)).where(*_if_bound(table, wanted))
-    return insert(table.history).from_select(list(columns), query)
+    return insert(table.history).from_select(list(columns), _in_order(query, shape, table.live))
+
+
+def _in_order(query: Select[Any], shape: Shape, *tables: FromClause) -> Select[Any]:
+    """Make MariaDB go through the list of wanted records, and look up each in the tables."""
+    return by_key(query.prefix_with("STRAIGHT_JOIN"), *tables) if isinstance(shape, tuple) else query
 
 
 def _wanted_rows(table: VersionedTable, wanted: Wanted) -> FromClause:
@@ -151,6 +158,8 @@ def lock_rows(query: Select[Any], table: VersionedTable, operation: Operation, d
     """Make a query lock the live rows that it reads, in the key's order, so that writers cannot deadlock."""
     if dialect == "sqlite":  # has one writer at a time, and no row locks
         return query
+    if is_mariadb(dialect):  # locks all that it reads, as it reads it
+        return query.with_for_update()
     # An update does not block those who insert rows that refer to this one; a deletion must.
     return query.order_by(*table.key).with_for_update(of=table.live, key_share=operation == "update")
 
@@ -195,7 +204,12 @@ def insert_births(
     ]
     if is_base:
         for row, birth in zip(rows, births, strict=True):
-            row |= {"birth_began": birth.began, "birth_info": birth.info, **instant.parameters}
+            row |= {"birth_began": birth.began, "birth_info": birth.info}
+            if instant.kind == "value":
+                at = instant.parameters["instant"]
+                row["birth_changed"] = at if birth.began is None else max(at, birth.began)
+            else:
+                row |= instant.parameters
             if discriminator is not None:
                 row["birth_discriminator"] = birth.discriminator
     connection.execute(statement, rows)
@@ -211,9 +225,12 @@ def _build_birth(
     values[VERSION] = bindparam("birth_version", type_=Integer())
     if table.live_version is not None:
         began = bindparam("birth_began", type_=UTCDateTime())
+        # Where the instant is known, nothing is left to compute: MariaDB's drivers then send all rows at once.
+        is_known = instant_kind == "value"
+        changed = bindparam("birth_changed", type_=UTCDateTime())
         values |= {
             BEGAN: began,
-            CHANGED: not_before(began, instant_expression(instant_kind), dialect),
+            CHANGED: changed if is_known else not_before(began, instant_expression(instant_kind), dialect),
             CHANGE_INFO: as_json(bindparam("birth_info", type_=Text()), dialect),
             OPERATION: literal("insert", String()),
         }
@@ -222,14 +239,20 @@ def _build_birth(
     return insert(table.history).values(values)
 
 
-def find_last_states(connection: Connection, table: VersionedTable, keys: Iterable[Key]) -> dict[Key, LastState]:
-    """Return the end of the history of those keys that have any."""
+def find_last_states(
+    connection: Connection, table: VersionedTable, keys: Iterable[Key], lock: bool = False
+) -> dict[Key, LastState]:
+    """Return the end of the history of those keys that have any.
+
+    :param lock: read what is committed now where a plain read may be of the past, by locking what is read.
+    """
     columns = table.history_key
     highest = func.max(table.history.c[VERSION])
     ended = func.max(table.history.c[CHANGED], type_=UTCDateTime())
     found: dict[Key, LastState] = {}
-    for condition in keys_in(columns, keys):
-        rows = connection.execute(select(*columns, highest, ended).where(condition).group_by(*columns))
+    for condition in keys_in(columns, keys, connection.dialect.name):
+        query = select(*columns, highest, ended).where(condition).group_by(*columns)
+        rows = connection.execute(query.with_for_update(read=True) if lock else query)
         values: Iterator[tuple[Any, ...]] = map(tuple, rows)
         found |= {row[:-2]: LastState(row[-2], row[-1]) for row in values}
     return found
@@ -278,8 +301,8 @@ def read_current(
     for child in tables[1:]:
         rows = rows.outerjoin(child.live, and_(*(own == up for own, up in zip(child.key, base.key, strict=True))))
     width = len(base.key)
-    for condition in keys_in(base.key, keys):
-        query = select(*base.key, live_version(base), *columns).select_from(rows).where(condition)
+    for condition in keys_in(base.key, keys, connection.dialect.name):
+        query = by_key(select(*base.key, live_version(base), *columns).select_from(rows).where(condition), base.live)
         if lock:
             query = lock_rows(query, base, "update", connection.dialect.name)
         for row in connection.execute(query):

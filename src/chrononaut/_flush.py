@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn, cast
 
 from sqlalchemy import Connection, event
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstanceState, LoaderCallableStatus, Session
 from sqlalchemy.orm.attributes import instance_state, set_attribute, set_committed_value
 from sqlalchemy.sql.dml import UpdateBase
@@ -24,6 +26,7 @@ from chrononaut._capture import (
     FIRST_BIRTH,
     Birth,
     Key,
+    LastState,
     copy_states,
     find_last_states,
     insert_births,
@@ -31,6 +34,7 @@ from chrononaut._capture import (
     renumber,
 )
 from chrononaut._change_info import ChangeInfoSource
+from chrononaut._dialect import may_read_the_past, reuses_generated_keys
 from chrononaut._history_table import CHANGE_INFO, CHANGED_ATTRIBUTE, VERSION
 from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping
 from chrononaut._suppression import is_suppressed
@@ -52,6 +56,11 @@ class _NewLife(NamedTuple):
     is_key_given: bool
     is_suppressed: bool
     previous_key: ChangeInfo | None
+
+    @property
+    def has_birth(self) -> bool:
+        """Whether its birth is recorded."""
+        return self.mapping.track_inserts and not self.is_suppressed
 
 
 class Flush:
@@ -294,13 +303,36 @@ class Flush:
         """Number new records, after the history that their key may already have, and record their births."""
         keys = [tuple(life.mapping.mapper.primary_key_from_instance(life.state.obj())) for life in lives]
         used = [key for key, life in zip(keys, lives, strict=True) if _may_be_used(connection, table, life)]
-        last = find_last_states(connection, table, used) if used else {}
+        if not (used and may_read_the_past(connection)):
+            last = find_last_states(connection, table, used) if used else {}
+            self._record_births(connection, table, keys, lives, last)
+            return
+        # To read the present is to lock it, and at REPEATABLE READ the gaps between the keys too, in which others then
+        # cannot insert theirs. So number after what a plain read shows; if that is of the past, the number is taken.
+        if all(life.has_birth for life in lives):
+            try:
+                with connection.begin_nested() if len(lives) > 1 else nullcontext():
+                    last = find_last_states(connection, table, used)
+                    self._record_births(connection, table, keys, lives, last)
+                return
+            except IntegrityError:
+                pass
+        self._record_births(connection, table, keys, lives, find_last_states(connection, table, used, lock=True))
+
+    def _record_births(
+        self,
+        connection: Connection,
+        table: VersionedTable,
+        keys: Sequence[Key],
+        lives: Sequence[_NewLife],
+        last: Mapping[Key, LastState],
+    ) -> None:
         births: dict[VersionedTable, list[Birth]] = defaultdict(list)
         renumbered: dict[Key, int] = {}
         for key, life in zip(keys, lives, strict=True):
             ended = last.get(key)
             version = FIRST_BIRTH if ended is None else ended.version + 1
-            if life.mapping.track_inserts and not life.is_suppressed:
+            if life.has_birth:
                 began = None if ended is None else ended.changed
                 info = self.info.of_object(life.state, previous_key=life.previous_key)
                 birth = Birth(key, version, began, info, _discriminator(life))
@@ -401,8 +433,7 @@ def _may_be_used(connection: Connection, table: VersionedTable, life: _NewLife) 
         return True
     for column in table.key:
         if column is table.live.autoincrement_column:
-            sqlite = connection.dialect.name == "sqlite"
-            if sqlite and not table.live.dialect_options["sqlite"]["autoincrement"]:
+            if reuses_generated_keys(connection, table.live):
                 return True
         elif column.server_default is None and not getattr(column.default, "is_sequence", False):
             return True
@@ -424,7 +455,8 @@ def _raise_stale(
     """Find the record that does not have the version that it was read with, and say so."""
     for (mapping, _), records in endings.items():
         keys = [key for key, _, _ in records]
-        found = {row.key: row.version for row in read_current(connection, [mapping.base], keys, lock=False)}
+        current = read_current(connection, [mapping.base], keys, lock=may_read_the_past(connection))
+        found = {row.key: row.version for row in current}
         for key, version, _ in records:
             if found.get(key) != version:
                 raise StaleVersionError(mapping.name, key, version, found.get(key))

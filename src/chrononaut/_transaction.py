@@ -17,12 +17,14 @@ from sqlalchemy import (
     case,
     event,
     func,
+    literal_column,
     select,
     type_coerce,
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import Session, SessionTransaction
 
+from chrononaut._dialect import is_mariadb
 from chrononaut._types import UTCDateTime, as_utc
 from chrononaut.exceptions import UnattachedSessionError
 from chrononaut.typing import ChangeInfoProvider, Clock
@@ -86,9 +88,10 @@ class InstantSource(NamedTuple):
 class Instant:
     """The point in time of everything that one transaction changes; taken at its first versioned write.
 
-    On a server database it is the database's clock. PostgreSQL takes it inside the statement that needs
-    it, without a round trip, and keeps it in a setting that ends with the transaction. The setting is tagged, so
-    that sessions that work one after the other inside one outer transaction each have their own.
+    On a server database it is the database's clock. MariaDB is asked once for each transaction. PostgreSQL takes it
+    inside the statement that needs it, without a round trip, and keeps it in a setting that ends with the transaction.
+    The setting is tagged, so that sessions that work one after the other inside one outer transaction each have their
+    own.
     """
 
     _clock: Clock | None
@@ -101,7 +104,7 @@ class Instant:
         if self._value is None and self._kept_by not in (None, connection):
             self.value(self._kept_by)  # a transaction on several databases has one instant too
         if self._value is None and (self._clock is not None or connection.dialect.name != "postgresql"):
-            self._value = self._now()
+            self._value = self._now(connection)
         if self._value is not None:
             return InstantSource("value", {"instant": self._value})
         self._kept_by = connection
@@ -115,9 +118,11 @@ class Instant:
             self._value = connection.execute(statement, source.parameters).scalar_one()
         return self._value
 
-    def _now(self) -> datetime:
+    def _now(self, connection: Connection) -> datetime:
         if self._clock is not None:
             return as_utc(self._clock(), "what the session's clock returned")
+        if is_mariadb(connection.dialect.name):
+            return connection.execute(select(literal_column("UTC_TIMESTAMP(6)", UTCDateTime()))).scalar_one()
         return datetime.now(timezone.utc)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from itertools import islice
 from typing import Any, Literal, TypeVar, cast
+from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
@@ -29,8 +32,11 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
+from chrononaut._dialect import is_mariadb
+
 Item = TypeVar("Item")
-#: How many keys one IN list may have: row values are compared one by one on PostgreSQL.
+#: How many keys one IN list may have: row values are compared one by one on PostgreSQL, and MariaDB makes a longer
+#: list a table, to which it may join, and so lock, all of ours.
 _SINGLE_KEYS, _ROW_VALUES = 5_000, 500
 
 #: A record to copy: its primary key, the version it must have, and the change info as JSON text.
@@ -39,7 +45,9 @@ WantedRecord = tuple[tuple[Any, ...], int, str]
 #: How a statement is told its records. ``rows``: one by one, which is the plainest statement for a single record.
 #: ``arrays``: all at once, as PostgreSQL's arrays. ``document``: all at once, as a JSON list of lists.
 #: ``object``: all at once, as a JSON object of versions by key, which is read faster but can hold no more than that.
-Shape = Literal["rows", "arrays", "object", "document"]
+#: A tuple: all at once, as a JSON list of lists that MariaDB is told to read as a table with such a key.
+Shape = Literal["rows", "arrays", "object", "document"] | tuple["KeyPart", ...]
+KeyPart = Literal["integer", "text", "bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,9 @@ def choose_shape(dialect: Dialect, key: Sequence[Column[Any]], records: Sequence
         return "rows"
     if dialect.name == "postgresql":
         return "arrays"
+    if is_mariadb(dialect.name):
+        parts = tuple(_key_part(part) for part in next(_bound(dialect, key, records)))
+        return "rows" if None in parts else cast("tuple[KeyPart, ...]", parts)
     if not all(isinstance(part, int | str) for part in next(_bound(dialect, key, records))):
         return "rows"
     is_plain = len(key) == 1 and all(info == records[0][2] for _, _, info in records)
@@ -92,6 +103,10 @@ def wanted_records(key: Sequence[Column[Any]], shape: Shape) -> Wanted:
     elif shape == "object":
         source = _json_each("key", "value")
         fields = [type_coerce(source.c.key, types[0]), type_coerce(source.c.value, Integer()), null()]
+    elif isinstance(shape, tuple):
+        source = _json_table(shape, names)
+        fields = [_comparable(part, source.c[name]) for name, part in zip(names, shape, strict=False)]
+        fields += [source.c.version, source.c.info]
     else:
         source = _json_each("value")
         fields = [
@@ -132,12 +147,46 @@ def wanted_parameters(
             (*parts, version, None if info == most else info)
             for parts, (_, version, info) in zip(_bound(dialect, key, records), records, strict=True)
         )
-        parameters["wanted"] = json.dumps(list(rows))
+        # MariaDB takes its locks in the order of the list.
+        ordered = sorted(rows, key=lambda row: row[:-2]) if isinstance(shape, tuple) else list(rows)
+        parameters["wanted"] = json.dumps(ordered, default=_as_text, ensure_ascii=False)
     return [parameters]
 
 
 def _json_each(*columns: str) -> TableValuedAlias:
     return func.json_each(bindparam("wanted", type_=Text())).table_valued(*columns, name="wanted")
+
+
+def _key_part(part: Any) -> KeyPart | None:
+    """Return how a part of a key is told to MariaDB; None if it cannot be told so that it surely finds its row."""
+    if isinstance(part, int):
+        return "integer"
+    if isinstance(part, bytes):
+        return "bytes"
+    return "text" if isinstance(part, str | UUID | Decimal | date) else None
+
+
+def _as_text(part: bytes | UUID | Decimal | date) -> str:
+    return part.hex() if isinstance(part, bytes) else str(part)
+
+
+def _json_table(parts: Sequence[KeyPart], names: Sequence[str]) -> TableValuedAlias:
+    # DECIMAL holds the integers of all sizes and signs.
+    types = ["DECIMAL(20, 0)" if part == "integer" else "JSON" for part in parts] + ["INTEGER", "LONGTEXT"]
+    columns = ", ".join(
+        f"{name} {type_} PATH '$[{number}]'" for number, (name, type_) in enumerate(zip(names, types, strict=True))
+    )
+    rows = func.json_table(bindparam("wanted", type_=Text()), literal_column(f"'$[*]' COLUMNS ({columns})"))
+    return rows.table_valued(*names, name="wanted")
+
+
+def _comparable(part: KeyPart, field: ColumnElement[Any]) -> ColumnElement[Any]:
+    if part == "integer":
+        return field
+    # The value of a function gives way to the live column's collation, so that its index can be used;
+    # a column with a collation of its own would not.
+    text = func.json_unquote(field)
+    return func.unhex(text) if part == "bytes" else text
 
 
 def _bound(dialect: Dialect, key: Sequence[Column[Any]], records: Iterable[WantedRecord]) -> Iterator[tuple[Any, ...]]:
@@ -151,9 +200,11 @@ def _bound(dialect: Dialect, key: Sequence[Column[Any]], records: Iterable[Wante
     )
 
 
-def keys_in(columns: Sequence[ColumnElement[Any]], keys: Iterable[tuple[Any, ...]]) -> Iterator[ColumnElement[bool]]:
-    """Yield conditions that together cover all these keys, each small enough for any database's limits."""
-    rest, size = iter(keys), _SINGLE_KEYS if len(columns) == 1 else _ROW_VALUES
+def keys_in(
+    columns: Sequence[ColumnElement[Any]], keys: Iterable[tuple[Any, ...]], dialect: str
+) -> Iterator[ColumnElement[bool]]:
+    """Yield conditions that together cover all these keys, each small enough for the database's limits."""
+    rest, size = iter(keys), _ROW_VALUES if len(columns) > 1 or is_mariadb(dialect) else _SINGLE_KEYS
     while chunk := list(islice(rest, size)):
         first = columns[0].in_([key[0] for key in chunk])
         # Row values alone would scan the table on SQLite.
