@@ -1,8 +1,11 @@
 """How Sphinx builds the documentation; warnings are errors."""
 
+import warnings
 from importlib import metadata
 from urllib.error import URLError
 from urllib.request import Request, urlopen
+
+from sqlalchemy.exc import SAWarning
 
 project = "chrononaut"
 author = "the chrononaut authors"
@@ -18,6 +21,9 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "chrononaut"
 nitpicky = False
+
+# Autodoc looks at the mixins outside of any mapped class, of which SQLAlchemy warns.
+warnings.filterwarnings("ignore", "Unmanaged access of declarative attribute", category=SAWarning)
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

@@ -104,7 +104,7 @@ class StaleVersionError(_RecordError, StaleDataError):
         super().__init__(model, key, expected, found, changes)
         self.expected = expected
         self.found = found
-        self.changes = changes or {}
+        self.changes: Mapping[str, tuple[Any, Any]] = changes or {}
 
     def __str__(self) -> str:
         if self.found is None:
@@ -171,6 +171,7 @@ class NaiveDatetimeError(ChrononautException, ValueError):
 
 class _AttributeNotInHistory(ChrononautException, AttributeError):
     _why: str
+    name: str | None
 
     def __init__(self, model: str, attribute: str) -> None:
         super().__init__(model, attribute)
