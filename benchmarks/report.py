@@ -82,7 +82,9 @@ def _chart(peers: dict[str, dict[str, dict[str, Any]]], scenarios: dict[str, str
     parts, y = [], 40
     for scenario in shown:
         middle = y + len(names) * bar / 2
-        parts.append(f'<text x="{left - 10}" y="{middle + 4}" text-anchor="end">{html.escape(scenarios[scenario])}</text>')
+        parts.append(
+            f'<text x="{left - 10}" y="{middle + 4}" text-anchor="end">{html.escape(scenarios[scenario])}</text>'
+        )
         for number, name in enumerate(names):
             ratio = _ratio(peers, name, scenario)
             if ratio is None:

@@ -109,9 +109,7 @@ class Worker:
 
     def bulk_update(self) -> Iterator[None]:
         model, marker = self.peer.model, f"bulk {time.monotonic_ns()}"
-        rows = [
-            {"name": marker, "email": "", "amount": n, "note": "a note " * 8} for n in range(SIZES["bulk_update"])
-        ]
+        rows = [{"name": marker, "email": "", "amount": n, "note": "a note " * 8} for n in range(SIZES["bulk_update"])]
         # Not through the library: these rows are older than their versioning.
         with self.engine.begin() as connection:
             connection.execute(insert(model.__table__), rows)

@@ -177,6 +177,7 @@ async def change_twice_async(session: AsyncSession) -> list[Any]:
 @pytest.mark.parametrize("kind", ["session", "class", "factory", "scoped"])
 def test_async_sessions_are_attached(async_url: sa.URL, kind: str) -> None:
     """An ``AsyncSession``, a class of them, and what makes them; others stay as they are."""
+
     async def run() -> None:
         engine = create_async_engine(async_url)
 

@@ -37,9 +37,7 @@ from tests.fix_statements import RecordStatements
 
 
 @pytest.mark.parametrize("mixin_first", [True, False])
-def test_dataclass_models_keep_their_constructor(
-    mixin_first: bool, engine: sa.Engine, session: Session
-) -> None:
+def test_dataclass_models_keep_their_constructor(mixin_first: bool, engine: sa.Engine, session: Session) -> None:
     """A model mapped as a dataclass is versioned, and neither constructor, repr nor fields change."""
 
     class Base(MappedAsDataclass, DeclarativeBase):
@@ -160,9 +158,7 @@ def test_imperatively_mapped_classes_are_versioned(engine: sa.Engine, session: S
         name: str
         password: str
 
-    mappers.map_imperatively(
-        User, table, properties={"name": table.c.uname}, exclude_properties=["ignored"]
-    )
+    mappers.map_imperatively(User, table, properties={"name": table.c.uname}, exclude_properties=["ignored"])
     assert "version" in table.c
     mappers.metadata.create_all(engine)
     user = User("Ada")
@@ -254,7 +250,19 @@ def test_attribute_key_and_column_names_may_all_differ(
 
 @pytest.mark.parametrize(
     "name",
-    ["two words", "order", "naïve_ключ", 'quo"ted', "it's", "per%cent", "paren(s)", "colon:name", "CamelCase", "dot.ted", "select"],
+    [
+        "two words",
+        "order",
+        "naïve_ключ",
+        'quo"ted',
+        "it's",
+        "per%cent",
+        "paren(s)",
+        "colon:name",
+        "CamelCase",
+        "dot.ted",
+        "select",
+    ],
 )
 def test_odd_names_of_tables_and_columns(
     name: str, engine: sa.Engine, session: Session, base: type[DeclarativeBase]
@@ -436,6 +444,7 @@ def test_validators_are_copied_only_if_asked_for(base: type[DeclarativeBase]) ->
             return super().check_name(key, value)
 
     history_class(Plain)(name="")
+
     class Own(Versioned, base):
         __tablename__ = "own"
         __chrononaut_copy_validators__ = True
@@ -452,9 +461,7 @@ def test_validators_are_copied_only_if_asked_for(base: type[DeclarativeBase]) ->
         history_class(Own)(name="")
 
 
-def test_a_primary_key_that_is_a_foreign_key(
-    engine: sa.Engine, session: Session, base: type[DeclarativeBase]
-) -> None:
+def test_a_primary_key_that_is_a_foreign_key(engine: sa.Engine, session: Session, base: type[DeclarativeBase]) -> None:
     """A key that refers to another table, declared later even, is versioned with that table's key type."""
 
     class Profile(Versioned, base):
@@ -508,7 +515,9 @@ def test_foreign_keys_to_late_tables_render_ddl_without_configured_mappers(base:
     assert "parent_id VARCHAR(9)" in str(sa.schema.CreateTable(copied))
 
 
-def test_a_relationship_is_no_column_of_history(engine: sa.Engine, session: Session, base: type[DeclarativeBase]) -> None:
+def test_a_relationship_is_no_column_of_history(
+    engine: sa.Engine, session: Session, base: type[DeclarativeBase]
+) -> None:
     """Relationships stay on the live model; naming one in an option is refused."""
 
     class Parent(Versioned, base):

@@ -85,9 +85,7 @@ TRACKED = {Note: ("text",), Word: ("text",), Animal: ("kind", "text", "trick")}
 COPIES = {
     Note: sa.text("SELECT id, version, text FROM note"),
     Word: sa.text("SELECT id, version, text FROM word"),
-    Animal: sa.text(
-        "SELECT a.id, a.version, a.kind, a.text, d.trick FROM animal a LEFT JOIN dog d ON d.id = a.id"
-    ),
+    Animal: sa.text("SELECT a.id, a.version, a.kind, a.text, d.trick FROM animal a LEFT JOIN dog d ON d.id = a.id"),
 }
 
 

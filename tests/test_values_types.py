@@ -103,9 +103,7 @@ def test_values_of_every_type(kind: str, engine: sa.Engine, session: Session, ba
         assert session.scalars(sa.select(history).where(history.value == values[0])).first() is not None
 
 
-def test_aware_datetimes_with_microseconds(
-    engine: sa.Engine, session: Session, base: type[DeclarativeBase]
-) -> None:
+def test_aware_datetimes_with_microseconds(engine: sa.Engine, session: Session, base: type[DeclarativeBase]) -> None:
     """Aware datetimes come back from history as from the record: as instants where the database knows zones."""
     values = [
         datetime.datetime(2024, 6, 1, 12, 0, 0, 123456, tzinfo=datetime.timezone(datetime.timedelta(hours=5.75))),
@@ -224,6 +222,7 @@ def test_nested_json_changed_in_place(
 
 def test_members_may_be_added_and_removed_later(engine: sa.Engine, base: type[DeclarativeBase]) -> None:
     """History of an enum outlives its members: old ones come back as text, new ones go in."""
+
     def models(*names: str) -> Any:
         class Base(DeclarativeBase):
             pass

@@ -20,19 +20,25 @@ class Record(Columns, Base):
 def _create(engine):
     with engine.begin() as connection:
         Base.metadata.create_all(connection)
-        connection.execute(text(
-            "CREATE TABLE record_history (LIKE record, number bigserial PRIMARY KEY, changed timestamptz NOT NULL, "
-            "operation text NOT NULL)"
-        ))
+        connection.execute(
+            text(
+                "CREATE TABLE record_history (LIKE record, number bigserial PRIMARY KEY, changed timestamptz NOT NULL, "
+                "operation text NOT NULL)"
+            )
+        )
         connection.execute(text("CREATE INDEX ON record_history (id, changed)"))
-        connection.execute(text(
-            "CREATE FUNCTION record_keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-            "INSERT INTO record_history (id, name, email, amount, note, changed, operation) "
-            "VALUES (OLD.id, OLD.name, OLD.email, OLD.amount, OLD.note, now(), TG_OP); RETURN NULL; END $$"
-        ))
-        connection.execute(text(
-            "CREATE TRIGGER record_keep AFTER UPDATE OR DELETE ON record FOR EACH ROW EXECUTE FUNCTION record_keep()"
-        ))
+        connection.execute(
+            text(
+                "CREATE FUNCTION record_keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                "INSERT INTO record_history (id, name, email, amount, note, changed, operation) "
+                "VALUES (OLD.id, OLD.name, OLD.email, OLD.amount, OLD.note, now(), TG_OP); RETURN NULL; END $$"
+            )
+        )
+        connection.execute(
+            text(
+                "CREATE TRIGGER record_keep AFTER UPDATE OR DELETE ON record FOR EACH ROW EXECUTE FUNCTION record_keep()"
+            )
+        )
 
 
 peer = Peer(

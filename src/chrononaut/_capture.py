@@ -104,7 +104,10 @@ def _build_copy(
     version, wanted = live_version(table), wanted_records(table.key, shape)
     before = table.history.alias("before")
     precedes = and_(
-        *(before.c[copy.key] == _as_copied(live, copy) for copy, live in zip(table.history_key, table.key, strict=True)),
+        *(
+            before.c[copy.key] == _as_copied(live, copy)
+            for copy, live in zip(table.history_key, table.key, strict=True)
+        ),
         before.c[VERSION] == version - 1,
     )
     columns = _copied_columns(table) | {

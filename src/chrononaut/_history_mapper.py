@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Column, Connection, Enum, Integer, Table, and_, event, inspect, type_coerce
+from sqlalchemy import Column, Connection, Integer, Table, and_, event, inspect, type_coerce
 from sqlalchemy.orm import Mapper, column_property
 from sqlalchemy.orm.exc import UnmappedColumnError
 

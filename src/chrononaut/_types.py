@@ -14,7 +14,6 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from chrononaut.exceptions import NaiveDatetimeError
 
-
 #: Wide enough for members that are added later.
 _ENUM_LENGTH = 255
 
