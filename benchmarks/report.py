@@ -60,7 +60,7 @@ def _cell(peers: dict[str, dict[str, dict[str, Any]]], name: str, scenario: str)
     if ratio is None:
         return f"{mark}{cell['seconds'] * 1000:.2f} ms{counts}"
     base = peers["unversioned"][scenario]["seconds"]
-    spread = f"({cell['low'] / base:.2f}–{cell['high'] / base:.2f})"
+    spread = f"({cell['low'] / base:.2f}-{cell['high'] / base:.2f})"
     return f"{mark}{ratio:.2f} {spread}{counts}"
 
 

@@ -1,6 +1,7 @@
 """Run scenarios for one peer, one at a time, as told on standard input; runs inside the peer's own environment.
 
-Reads one JSON object a line, ``{"scenario": name}``, and answers with one, ``{"seconds": …, "statements": …, "rows": …}``.
+Reads one JSON object a line, ``{"scenario": name}``, and answers with one, ``{"seconds": ..., "statements": ...,
+"rows": ...}``.
 """
 
 from __future__ import annotations
