@@ -102,7 +102,7 @@ def test_provider_is_not_asked_for_nothing(engine: sa.Engine) -> None:
 
 def test_provider_that_fails_fails_the_flush(engine: sa.Engine) -> None:
     """History without the one who did it would not be true; nothing is written."""
-    with versioned_session(sessionmaker(engine), change_info=lambda: 1 / 0)() as session:  # type: ignore[arg-type,return-value]
+    with versioned_session(sessionmaker(engine), change_info=lambda: 1 / 0)() as session:  # type: ignore[arg-type]
         session.add(User(id=1, email="a"))
         with pytest.raises(ZeroDivisionError):
             session.flush()
@@ -347,7 +347,7 @@ def test_overridden_hooks_win_over_the_provider(engine: sa.Engine, base: type[De
     class Account(Versioned, base):
         __tablename__ = "account"
         id: Mapped[int] = mapped_column(primary_key=True)
-        name: Mapped[str]
+        name: Mapped[str] = mapped_column(sa.String(50))
 
         def _fetch_current_user_id(self) -> str | None:  # type: ignore[override]
             return f"owner of {self.name}"
@@ -393,9 +393,9 @@ def test_hidden_columns_are_named_in_order(session: Session, engine: sa.Engine, 
         __tablename__ = "secret"
         __chrononaut_hidden__ = ["b", "a", "c"]
         id: Mapped[int] = mapped_column(primary_key=True)
-        a: Mapped[str]
-        b: Mapped[str]
-        c: Mapped[str]
+        a: Mapped[str] = mapped_column(sa.String(50))
+        b: Mapped[str] = mapped_column(sa.String(50))
+        c: Mapped[str] = mapped_column(sa.String(50))
 
     base.metadata.create_all(engine)
     secret = Secret(id=1, a="1", b="1", c="1")

@@ -81,8 +81,8 @@ def test_model_that_does_not_track_inserts(
     class Quiet(Versioned, base):
         __tablename__ = "quiet"
         __chrononaut_track_inserts__ = False
-        id: Mapped[str] = mapped_column(primary_key=True)
-        value: Mapped[str]
+        id: Mapped[str] = mapped_column(sa.String(50), primary_key=True)
+        value: Mapped[str] = mapped_column(sa.String(50))
 
     base.metadata.create_all(engine)
     history = history_class(Quiet)
@@ -204,9 +204,7 @@ def test_replaced_in_one_flush_is_an_update(session: Session) -> None:
     assert again.version == 1
 
 
-def test_replaced_by_one_read_elsewhere_is_stale(
-    session_factory: sessionmaker[Session], session: Session
-) -> None:
+def test_replaced_by_one_read_elsewhere_is_stale(session_factory: sessionmaker[Session], session: Session) -> None:
     """Replacing what somebody else has changed is refused like any other change."""
     session.add(Setting(name="x", value="1"))
     session.commit()
@@ -440,9 +438,9 @@ def test_options_in_both_spellings_and_orders(
         "__tablename__": "thing",
         "__annotations__": {"name": Mapped[str], "hits": Mapped[int], "secret": Mapped[str]},
         "id": mapped_column(sa.Integer, primary_key=True),
-        "name": mapped_column(index=True),
+        "name": mapped_column(sa.String(50), index=True),
         "hits": mapped_column(),
-        "secret": mapped_column(),
+        "secret": mapped_column(sa.String(50)),
         "__chrononaut_disable_indices__": ["name"],
         **options,
     }

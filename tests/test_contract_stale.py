@@ -41,9 +41,7 @@ def change_elsewhere(session: Session, factory: sessionmaker[Session]) -> None:
 
 
 @pytest.mark.parametrize("how", ["update", "delete", "hidden", "replace"])
-def test_stale_write_is_refused(
-    session: Session, session_factory: sessionmaker[Session], user: User, how: str
-) -> None:
+def test_stale_write_is_refused(session: Session, session_factory: sessionmaker[Session], user: User, how: str) -> None:
     """The error says of which record, what was expected, and what is there."""
     change_elsewhere(session, session_factory)
     if how == "update":
@@ -82,9 +80,7 @@ def test_work_goes_on_after_a_stale_write_was_caught(
     assert user.version == 2
 
 
-def test_nothing_of_a_stale_flush_stays(
-    session: Session, session_factory: sessionmaker[Session], user: User
-) -> None:
+def test_nothing_of_a_stale_flush_stays(session: Session, session_factory: sessionmaker[Session], user: User) -> None:
     """Neither of its history nor of its rows, whatever came first."""
     session.add(Setting(name="x", value="1"))
     session.commit()
@@ -156,9 +152,7 @@ def test_version_alone_altered_is_stale(session: Session, user: User) -> None:
         session.flush()
 
 
-def test_expired_record_is_never_stale(
-    session: Session, session_factory: sessionmaker[Session], user: User
-) -> None:
+def test_expired_record_is_never_stale(session: Session, session_factory: sessionmaker[Session], user: User) -> None:
     """Who has not looked cannot have seen anything old."""
     session.commit()
     with session_factory() as other:

@@ -27,14 +27,14 @@ class Models:
             __tablename__ = "plain"
             __table_args__ = {"sqlite_autoincrement": True}
             id: Mapped[int] = mapped_column(primary_key=True)
-            name: Mapped[str]
+            name: Mapped[str] = mapped_column(sa.String(50))
             number: Mapped[int] = mapped_column(default=0)
 
         class Thing(Versioned, base):
             __tablename__ = "thing"
             __table_args__ = {"sqlite_autoincrement": True}
             id: Mapped[int] = mapped_column(primary_key=True)
-            name: Mapped[str]
+            name: Mapped[str] = mapped_column(sa.String(50))
             number: Mapped[int] = mapped_column(default=0)
 
         self.plain: Any = Plain
@@ -132,9 +132,7 @@ def test_200_new_records_are_one_executemany_of_births(
 
 
 @pytest.mark.parametrize("count", [5000])
-def test_5000_records_in_one_flush(
-    session: Session, models: Models, statements: RecordStatements, count: int
-) -> None:
+def test_5000_records_in_one_flush(session: Session, models: Models, statements: RecordStatements, count: int) -> None:
     """Added, changed, changed without being loaded, and deleted: bind limits do not matter."""
     things = add_and_load(session, models.versioned, count)
     change(things)
