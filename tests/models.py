@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey
+from sqlalchemy import JSON, ForeignKey, String
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -12,7 +12,7 @@ from chrononaut import RecordChanges, Versioned
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {dict[str, Any]: MutableDict.as_mutable(JSON())}
+    type_annotation_map = {str: String(200), dict[str, Any]: MutableDict.as_mutable(JSON())}
 
 
 class Team(Base):

@@ -503,7 +503,7 @@ def test_before_update_listener_changes_a_record(
         __tablename__ = "thing"
         __chrononaut_untracked__ = ["hits"]
         id: Mapped[int] = mapped_column(primary_key=True)
-        name: Mapped[str]
+        name: Mapped[str] = mapped_column(sa.String(50))
         hits: Mapped[int] = mapped_column(default=0)
 
     def listen() -> None:

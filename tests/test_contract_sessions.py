@@ -185,6 +185,7 @@ def test_async_sessions_are_attached(async_url: sa.URL, kind: str) -> None:
             pass
 
         target: Any
+        session: Any
         if kind == "session":
             target = session = AsyncSession(engine)
         elif kind == "class":

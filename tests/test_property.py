@@ -28,7 +28,7 @@ TINY = timedelta(microseconds=1)
 
 
 class Base(DeclarativeBase):
-    pass
+    type_annotation_map = {str: sa.String(20)}
 
 
 class Note(Versioned, Base):
@@ -208,7 +208,7 @@ class Player:
             setattr(record, act.attribute, act.value if value is None else value)
 
     def _set_expression(self, act: Act) -> None:
-        self._set(act, sa.func.coalesce(sa.cast(act.value, sa.String), "none"))
+        self._set(act, sa.func.coalesce(sa.cast(act.value, sa.String(20)), "none"))
 
     def _set_same(self, act: Act) -> None:
         record = self._record(act)
