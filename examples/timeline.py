@@ -1,7 +1,7 @@
 """Half a year in the life of one customer, and what chrononaut remembers of it.
 
     python examples/timeline.py                                   # SQLite, a file in a temporary directory
-    python examples/timeline.py postgresql+psycopg://user@host/db # the same on a database of yours
+    python examples/timeline.py postgresql+psycopg://user@host/db # the same on a database of yours, or on MariaDB
 
 The program makes its tables (`demo_*`) in that database and drops them when it is done.
 """

@@ -34,7 +34,6 @@ def told(backend: str, engine: sa.Engine) -> str:
     return "\n".join(re.sub(r" {2,}", "  ", line).strip() for line in output.splitlines())
 
 
-@pytest.mark.backends("sqlite-file", "sqlite-memory", "postgresql")  # those that the core supports
 def test_timeline_tells_who_changed_what(told: str) -> None:
     """The demo says who changed what, when and why: creation, hidden change, correction, deletion and return."""
     for event in (
@@ -54,7 +53,6 @@ def test_timeline_tells_who_changed_what(told: str) -> None:
     assert not re.search("cobol|nanosecond|flow-matic", told), "no hidden value is in what history holds"
 
 
-@pytest.mark.backends("sqlite-file", "sqlite-memory", "postgresql")  # those that the core supports
 def test_timeline_tells_how_it_was(told: str) -> None:
     """The demo compares two states, and shows the record before, in and between its lives, and its history's rows."""
     assert "discount: 0 → 5\nemail: grace@navy.example → grace@eckert.example\n" in told

@@ -117,7 +117,7 @@ def index_names(engine: sa.Engine, table: str) -> dict[str, list[Any]]:
 
 
 def test_indexes_are_copied_as_plain_ones(engine: sa.Engine, base: type[DeclarativeBase]) -> None:
-    """History gets the live table's indexes, never unique ones, but those that are disabled or need left out columns."""
+    """History gets the live table's indexes, never unique, but those that are disabled or need left out columns."""
 
     class User(Versioned, base):
         __tablename__ = "appuser"

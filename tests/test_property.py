@@ -8,7 +8,7 @@ and one at each commit, with the instant of the transaction. A few hundred runs 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -376,7 +376,7 @@ def check(player: Player) -> None:
 
 
 @pytest.fixture
-def tables(engine: sa.Engine) -> Iterator[Callable[[], None]]:
+def tables(engine: sa.Engine) -> Callable[[], None]:
     Base.metadata.create_all(engine)
 
     def clear() -> None:
@@ -384,7 +384,7 @@ def tables(engine: sa.Engine) -> Iterator[Callable[[], None]]:
             for table in reversed(Base.metadata.sorted_tables):
                 connection.execute(table.delete())
 
-    yield clear
+    return clear
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)

@@ -154,7 +154,7 @@ def test_not_a_number_and_infinity(engine: sa.Engine, session: Session, base: ty
     record.value = -math.inf
     session.commit()
     rows = record.versions()
-    assert [row.value for row in rows][0] == math.inf
+    assert rows[0].value == math.inf
     assert all(math.isnan(row.value) if math.isnan(nan) else row.value == nan for row in rows[1:])
     assert len(rows) == 3
     differences = record.diff(rows[1], rows[2])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Column, Connection, Integer, Table, and_, event, inspect, type_coerce
-from sqlalchemy.orm import Mapper, column_property
+from sqlalchemy import Column, Connection, Integer, Table, and_, event, type_coerce
+from sqlalchemy.orm import Mapper, class_mapper, column_property
 from sqlalchemy.orm.exc import UnmappedColumnError
 
 from chrononaut._history_record import HistoryRecord, NotInHistory
@@ -292,7 +292,7 @@ def _not_mapped(
     """Return the history columns that the mapper must leave alone: siblings', and those that expressions map."""
     mapped = set(_columns_of(properties))
     if parent is not None:
-        mapped.update(mapped_columns(inspect(parent.history_class)).values())
+        mapped.update(mapped_columns(class_mapper(parent.history_class, configure=False)).values())
     return {column for table in mapping.tables for column in table.history.c} - mapped
 
 

@@ -82,7 +82,8 @@ def declared_column(cls: type, column: Column[Any]) -> Column[Any]:
 
 
 def _column_name(value: object) -> str | None:
-    column = value.column if isinstance(value, MappedColumn) else value
+    given: Any = value
+    column: object = given.column if isinstance(value, MappedColumn) else value
     return column.name if isinstance(column, Column) else None
 
 
@@ -91,8 +92,9 @@ def required_table(cls: type, mapped_to: object) -> Table:
 
     :raises MappingError: if it is not.
     """
+    given = mapped_to  # not narrowed: a checker forgets the type arguments then
     if isinstance(mapped_to, Table):
-        return mapped_to
+        return cast("Table", given)
     raise MappingError(
         f"{cls.__name__} is mapped to {type(mapped_to).__name__}, not to a table, so its rows cannot be versioned. "
         "Remove the mixin, or put it on the models of the tables."

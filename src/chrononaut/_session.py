@@ -128,11 +128,12 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 def _do_orm_execute(state: ORMExecuteState) -> None:
     """Fire before an ORM statement is executed: history is where the model is, whatever a session's binds name."""
     mapper, session = state.bind_mapper, state.session
-    if mapper is None or not issubclass(mapper.class_, HistoryRecord) or "bind" in state.bind_arguments:
+    model: Any = None if mapper is None else mapper.class_
+    if model is None or not issubclass(model, HistoryRecord) or "bind" in state.bind_arguments:
         return
     # A session that finds its binds by itself sees our tables; it may not even take this argument.
     if type(session).get_bind is Session.get_bind:
-        live = mapping_of(mapper.class_.__chrononaut_model__).mapper
+        live = mapping_of(model.__chrononaut_model__).mapper
         state.bind_arguments["bind"] = session.get_bind(live)
 
 

@@ -78,7 +78,7 @@ def stored_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
         return stored_type(given.data_type)
     if isinstance(type_, ARRAY):
         return _of_items(given, stored_type(given.item_type))
-    if isinstance(type_, String) and isinstance(type_.dialect_impl(postgresql_dialect()), Enum):
+    if isinstance(type_, String) and isinstance(type_.dialect_impl(cast("Any", postgresql_dialect)()), Enum):
         return String(max(type_.length or 0, _ENUM_LENGTH))  # a native enum as a variant
     return type_
 
@@ -102,13 +102,15 @@ def read_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
 
 def _of_items(array: Any, items: TypeEngine[Any]) -> TypeEngine[Any]:
     """Return an array type with another type of items; the same where they are the same."""
-    return array if items is array.item_type else array.adapt(type(array), item_type=items)
+    adapted: TypeEngine[Any] = array if items is array.item_type else array.adapt(type(array), item_type=items)
+    return adapted
 
 
 def plain_enum(enum: Enum) -> Enum:
     """Return the same enum as plain text in the database, whatever it is there now."""
-    adapt = cast("Callable[..., Enum]", enum.adapt)
-    return adapt(Enum, native_enum=False, create_constraint=False, length=max(enum.length or 0, _ENUM_LENGTH))
+    adapt = cast("Any", enum).adapt
+    plain = adapt(Enum, native_enum=False, create_constraint=False, length=max(enum.length or 0, _ENUM_LENGTH))
+    return cast("Enum", plain)
 
 
 class LenientEnum(TypeDecorator[Any]):
@@ -125,7 +127,7 @@ class LenientEnum(TypeDecorator[Any]):
     def copy(self, **kw: Any) -> LenientEnum:
         return LenientEnum(self.enum)
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
         read = super().result_processor(dialect, coltype)
         if read is None:
             return None
