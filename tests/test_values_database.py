@@ -188,8 +188,7 @@ def test_identities_and_sequences_beside_the_key(
 
 TRIGGERS = {
     "sqlite": [
-        "CREATE TRIGGER shout AFTER INSERT ON record BEGIN "
-        "UPDATE record SET name = upper(name) WHERE id = NEW.id; END",
+        "CREATE TRIGGER shout AFTER INSERT ON record BEGIN UPDATE record SET name = upper(name) WHERE id = NEW.id; END",
         "CREATE TRIGGER shout_again AFTER UPDATE OF name ON record BEGIN "
         "UPDATE record SET name = upper(name), touched = touched + 1 WHERE id = NEW.id; END",
     ],
