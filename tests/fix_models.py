@@ -33,7 +33,8 @@ def base() -> Iterator[type[DeclarativeBase]]:
     """A declarative base of the test's own, so that its models do not outlive it."""
 
     class Base(DeclarativeBase):
-        pass
+        # MariaDB has no text without a length.
+        type_annotation_map = {str: sa.String(100)}
 
     yield Base
     Base.registry.dispose()

@@ -1,5 +1,6 @@
 """Versioning, change tracking, record locking and time travel for SQLAlchemy."""
 
+from chrononaut._associations import versioned_table
 from chrononaut._change_info import append_change_info, extra_change_info, rationale
 from chrononaut._history_record import HistoryRecord
 from chrononaut._reader import history_class, select_versions
@@ -33,4 +34,5 @@ __all__ = [
     "rationale",
     "select_versions",
     "versioned_session",
+    "versioned_table",
 ]

@@ -377,6 +377,12 @@ def begin_flush(session: Session, config: SessionConfig) -> Flush:
     return flush
 
 
+def change_info_of(session: Session, config: SessionConfig) -> ChangeInfoSource:
+    """Return the change info of what a session does now: that of its flush, if it is in one."""
+    flush: Flush | None = session.info.get(_FLUSH)
+    return ChangeInfoSource(config.change_info, config.require_extra_change_info) if flush is None else flush.info
+
+
 def end_flush(session: Session) -> Flush | None:
     """Stop capturing a flush."""
     return cast("Flush | None", session.info.pop(_FLUSH, None))

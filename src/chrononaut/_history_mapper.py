@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Column, Connection, Integer, Table, and_, event, type_coerce
+from sqlalchemy import Column, Connection, Table, and_, event, type_coerce
 from sqlalchemy.orm import Mapper, class_mapper, column_property
 from sqlalchemy.orm.exc import UnmappedColumnError
 
@@ -25,6 +25,7 @@ from chrononaut._history_table import (
     moved,
     register_history_table,
     required_table,
+    version_column,
 )
 from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping, mapped_columns, set_mapping
 from chrononaut._options import RESERVED, Options, read_options, reserved_name_error
@@ -91,11 +92,6 @@ def _ensure_version_column(mapper: Mapper[Any], live: Table) -> None:
     column = version_column()
     live.append_column(column)
     mapper.add_property(VERSION, column)
-
-
-def version_column() -> VersionColumn:
-    """Make the live table's version column."""
-    return VersionColumn(VERSION, Integer, nullable=False, default=0, server_default="0")
 
 
 def _refuse_reserved_names(mapper: Mapper[Any], live: Table) -> None:

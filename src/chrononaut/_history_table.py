@@ -65,6 +65,11 @@ class _FollowingColumn(Column[Any]):
         self._given_type = value  # that of a copy, which has no source
 
 
+def version_column() -> VersionColumn:
+    """Make the live table's version column."""
+    return VersionColumn(VERSION, Integer, nullable=False, default=0, server_default="0")
+
+
 def declared_column(cls: type, column: Column[Any]) -> Column[Any]:
     """Return what a mixin declares on a class: a column, which a table that the class was given must get first.
 

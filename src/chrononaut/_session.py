@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, UOWTransaction, scoped_session, sessionmaker
 
-from chrononaut._flush import begin_flush, end_flush
+from chrononaut._associations import forget_associations, listen_to_associations
+from chrononaut._flush import begin_flush, change_info_of, end_flush
 from chrononaut._history_record import HistoryRecord
 from chrononaut._mapping import mapping_of
 from chrononaut._transaction import SessionConfig, configure, configured, find_config, forget_transaction
@@ -118,11 +119,19 @@ def _after_flush(session: Session, flush_context: UOWTransaction) -> None:
         flush.finish()
 
 
+def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    """Fire when a transaction begins on a connection."""
+    config = find_config(session)
+    if config is not None:
+        listen_to_associations(session, connection, config, lambda: change_info_of(session, config))
+
+
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     """Fire when a transaction, a savepoint or a flush has ended, one way or another."""
     if transaction.parent is None:
         end_flush(session)
         forget_transaction(session)
+        forget_associations(session)
 
 
 def _do_orm_execute(state: ORMExecuteState) -> None:
@@ -139,6 +148,7 @@ def _do_orm_execute(state: ORMExecuteState) -> None:
 
 _LISTENERS: dict[str, Callable[..., None]] = {
     "do_orm_execute": _do_orm_execute,
+    "after_begin": _after_begin,
     "before_flush": _before_flush,
     "after_flush": _after_flush,
     "after_transaction_end": _after_transaction_end,

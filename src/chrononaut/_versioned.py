@@ -14,9 +14,9 @@ from typing_extensions import Self
 from chrononaut._change_info import ChangeInfoHooks
 from chrononaut._diff import diff_states
 from chrononaut._flush import flush_of
-from chrononaut._history_mapper import build_history_mapper, version_column
+from chrononaut._history_mapper import build_history_mapper
 from chrononaut._history_record import HistoryRecord
-from chrononaut._history_table import declared_column
+from chrononaut._history_table import declared_column, version_column
 from chrononaut._mapping import mapping_of
 from chrononaut._options import after_mapping
 from chrononaut._reader import (
