@@ -179,7 +179,7 @@ def test_instant_is_the_databases_and_costs_one_round_trip(
         connection.exec_driver_sql("SET time_zone = '-11:00'")
         with Session(connection) as inner:
             versioned_session(inner)
-            with statements(connection) as log:
+            with statements(connection, transaction_control=True) as log:
                 for number in range(3):
                     inner.add(user(id=number))
                     inner.flush()

@@ -112,8 +112,8 @@ class Instant:
 
     def value(self, connection: Connection) -> datetime:
         """Return the instant itself; costs a round trip where only the database has it."""
+        source = self.source(connection)
         if self._value is None:
-            source = self.source(connection)
             statement = select(type_coerce(instant_expression(source.kind), UTCDateTime()))
             self._value = connection.execute(statement, source.parameters).scalar_one()
         return self._value
