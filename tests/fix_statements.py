@@ -13,6 +13,9 @@ from sqlalchemy import event
 
 TRANSACTION_CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")
 
+#: What each transaction that writes asks MariaDB once: it is part of the transaction, not of what is done in it.
+CLOCK = "SELECT UTC_TIMESTAMP(6)"
+
 
 @dataclass(frozen=True, slots=True)
 class Statement:
@@ -49,7 +52,7 @@ RecordStatements = Callable[..., AbstractContextManager[StatementLog]]
 def record_statements(on: sa.Engine | sa.Connection, *, transaction_control: bool = False) -> Iterator[StatementLog]:
     """Record the statements executed on an engine or connection while the block runs.
 
-    :param transaction_control: record SAVEPOINT and its like as well. The BEGIN and COMMIT that a
+    :param transaction_control: record SAVEPOINT and its like, and the question for the time, as well. The BEGIN and COMMIT that a
         driver sends by itself are never seen.
     """
     log = StatementLog()
@@ -63,7 +66,7 @@ def record_statements(on: sa.Engine | sa.Connection, *, transaction_control: boo
         executemany: bool,
     ) -> None:
         statement = Statement(sql, parameters, executemany)
-        if transaction_control or statement.verb not in TRANSACTION_CONTROL:
+        if transaction_control or (statement.verb not in TRANSACTION_CONTROL and sql != CLOCK):
             log.append(statement)
 
     event.listen(on, "before_cursor_execute", record)

@@ -86,7 +86,7 @@ def test_keys_of_every_type_find_their_rows(
 
     class Thing(Versioned, base):
         __tablename__ = "thing"
-        id: Mapped[Any] = mapped_column(make_type(), primary_key=True)
+        id: Mapped[Any] = mapped_column(make_type(), primary_key=True, autoincrement=False)
         if is_composite:
             part: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
         name: Mapped[str] = mapped_column(sa.String(20))
@@ -120,7 +120,7 @@ def test_primary_key_index_is_used(
 
     class Thing(Versioned, base):
         __tablename__ = "thing"
-        id: Mapped[Any] = mapped_column(make_type(), primary_key=True)
+        id: Mapped[Any] = mapped_column(make_type(), primary_key=True, autoincrement=False)
         name: Mapped[str] = mapped_column(sa.String(20))
 
     base.metadata.create_all(engine)
@@ -179,7 +179,7 @@ def test_instant_is_the_databases_and_costs_one_round_trip(
         connection.exec_driver_sql("SET time_zone = '-11:00'")
         with Session(connection) as inner:
             versioned_session(inner)
-            with statements(connection) as log:
+            with statements(connection, transaction_control=True) as log:
                 for number in range(3):
                     inner.add(user(id=number))
                     inner.flush()
@@ -443,3 +443,113 @@ def test_threads_lose_no_history(user: type[Any], engine: sa.Engine, session_fac
     for key in range(5):
         rows = history_of(session_factory, user, key)
         assert [row[0] for row in rows] == list(range(-1, sum(written)))
+
+
+# --- tables
+
+
+def test_wide_tables_fit(
+    base: type[DeclarativeBase], engine: sa.Engine, session_factory: sessionmaker[Session]
+) -> None:
+    """Keys and indexes of long texts, and long names, are within the limits; columns of many types are copied."""
+    long_name = "a_name_so_long_that_its_history_needs_a_shorter"
+
+    class Parent(Versioned, base):
+        __tablename__ = "parent"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Wide(Versioned, base):
+        __tablename__ = long_name
+        one: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+        two: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+        three: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+        color: Mapped[Color] = mapped_column(index=True)
+        email: Mapped[str] = mapped_column(sa.String(255), unique=True)
+        parent_id: Mapped[int | None] = mapped_column(sa.ForeignKey("parent.id", ondelete="SET NULL"), index=True)
+        flag: Mapped[bool] = mapped_column(default=True)
+        data: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+        body: Mapped[bytes]
+        long_text: Mapped[str] = mapped_column(sa.Text)
+        price: Mapped[Decimal] = mapped_column(sa.String(20))
+        at: Mapped[datetime] = mapped_column(sa.TIMESTAMP)
+        __table_args__ = (sa.Index("ix_of_" + long_name, "one", "email", "color"),)
+
+    base.metadata.create_all(engine)
+    values: dict[str, Any] = {
+        "color": Color.RED,
+        "flag": False,
+        "data": {"text": AWKWARD, "list": [1, None, {}], "empty": ""},
+        "body": bytes(range(256)),
+        "long_text": AWKWARD * 500,
+        "price": "1.50",
+        "at": datetime(2024, 3, 31, 2, 30),
+    }
+    with session_factory.begin() as session:
+        session.add(Parent(id=1))
+        session.flush()
+        for name in ("a", "b"):
+            session.add(Wide(one=name, two=AWKWARD, three="", email=name, parent_id=1, **values))
+    with session_factory.begin() as session:
+        for wide in session.scalars(sa.select(Wide)):
+            wide.flag, wide.data, wide.color, wide.parent_id = True, {}, Color.BLUE, None
+    with session_factory.begin() as session:
+        session.delete(session.get_one(Parent, 1))
+    with session_factory() as session:
+        for wide in session.scalars(sa.select(Wide)):
+            (row,) = wide.versions()
+            assert {name: getattr(row, name) for name in values} == values
+            assert (row.two, row.three, row.parent_id) == (AWKWARD, "", 1)
+
+
+def test_joined_inheritance_is_copied_in_one_flush(
+    base: type[DeclarativeBase], engine: sa.Engine, session_factory: sessionmaker[Session]
+) -> None:
+    """Both halves of several records are copied, with chosen text keys."""
+
+    class Animal(Versioned, base):
+        __tablename__ = "animal"
+        name: Mapped[str] = mapped_column(sa.String(50), primary_key=True)
+        kind: Mapped[str] = mapped_column(sa.String(10))
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
+
+    class Dog(Animal):
+        __tablename__ = "dog"
+        name: Mapped[str] = mapped_column(sa.ForeignKey("animal.name"), primary_key=True)
+        trick: Mapped[str] = mapped_column(sa.String(50))
+        __mapper_args__ = {"polymorphic_identity": "dog"}
+
+    base.metadata.create_all(engine)
+    with session_factory.begin() as session:
+        session.add_all(Dog(name=name, trick="sit") for name in ("Rex", "Fido", AWKWARD))
+    with session_factory.begin() as session:
+        for dog in session.scalars(sa.select(Dog)):
+            dog.trick = "roll"
+    with session_factory.begin() as session:
+        for dog in session.scalars(sa.select(Dog)):
+            assert [row.trick for row in dog.versions()] == ["sit"]
+            session.delete(dog)
+    with session_factory.begin() as session:
+        session.add_all(Dog(name=name, trick="again") for name in ("Rex", "Fido"))
+    with session_factory() as session:
+        assert {dog.version for dog in session.scalars(sa.select(Dog))} == {3}
+
+
+def test_generated_keys_are_not_looked_up(
+    base: type[DeclarativeBase], engine: sa.Engine, session_factory: sessionmaker[Session], statements: RecordStatements
+) -> None:
+    """A key that the server generates was never used, so its history is not asked for."""
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite uses keys again")
+
+    class Thing(Versioned, base):
+        __tablename__ = "thing"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    base.metadata.create_all(engine)
+    with session_factory() as session:
+        session.add(Thing())
+        session.flush()
+        session.add_all([Thing(), Thing()])
+        with statements() as log:
+            session.flush()
+    assert not log.matching("from thing_history")
