@@ -1,5 +1,9 @@
 """Versioning, change tracking, record locking and time travel for SQLAlchemy."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from chrononaut._change_info import append_change_info, extra_change_info, rationale
 from chrononaut._history_record import HistoryRecord
 from chrononaut._reader import history_class, select_versions
@@ -16,6 +20,9 @@ from chrononaut.exceptions import (
 )
 from chrononaut.typing import ChangeInfoProvider
 
+if TYPE_CHECKING:
+    from chrononaut.flask import VersionedSQLAlchemy
+
 __all__ = [
     "ChangeInfoProvider",
     "ChrononautException",
@@ -27,6 +34,7 @@ __all__ = [
     "UntrackedAttributeError",
     "UntrackedStatementError",
     "Versioned",
+    "VersionedSQLAlchemy",
     "append_change_info",
     "extra_change_info",
     "history_class",
@@ -34,3 +42,12 @@ __all__ = [
     "select_versions",
     "versioned_session",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the Flask adapter when it is first asked for, so that the core does not need Flask."""
+    if name == "VersionedSQLAlchemy":
+        from chrononaut.flask import VersionedSQLAlchemy
+
+        return VersionedSQLAlchemy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
