@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import MappedAsDataclass
 
 from chrononaut._session import versioned_session
 from chrononaut.flask._change_info import (
@@ -45,3 +48,15 @@ class VersionedSQLAlchemy(SQLAlchemy):
         versioned_session(
             self.session, change_info=fetch_change_info, require_extra_change_info=requires_extra_change_info
         )
+
+    def _make_declarative_base(self, model_class: Any, *arguments: Any, **options: Any) -> Any:
+        # Flask-SQLAlchemy 3.1 makes `db.Model` from a copy of the class, which SQLAlchemy 2.1 refuses where it
+        # finds that the copy is a dataclass already. It is made one again, with the same fields.
+        fields = vars(model_class).get("__dataclass_fields__")
+        if fields is None or not issubclass(model_class, MappedAsDataclass):
+            return super()._make_declarative_base(model_class, *arguments, **options)
+        delattr(model_class, "__dataclass_fields__")
+        try:
+            return super()._make_declarative_base(model_class, *arguments, **options)
+        finally:
+            setattr(model_class, "__dataclass_fields__", fields)
