@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from flask import Flask, request
 from flask.testing import FlaskClient
 from flask_login import LoginManager, UserMixin, login_user, logout_user
+from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Mapped, mapped_column
 
 from chrononaut import StaleVersionError, Versioned, VersionedSQLAlchemy
@@ -21,9 +22,9 @@ MakeApp = Callable[..., Flask]
 @pytest.fixture
 def make_app(engine: sa.Engine, tmp_path: Path) -> Iterator[MakeApp]:
     """Make applications on the database of ``engine``; in memory, each has a database of its own."""
-    made: list[tuple[VersionedSQLAlchemy, Flask]] = []
+    made: list[tuple[SQLAlchemy, Flask]] = []
 
-    def make(db: VersionedSQLAlchemy, **config: Any) -> Flask:
+    def make(db: SQLAlchemy, **config: Any) -> Flask:
         app = Flask("tests", instance_path=str(tmp_path))
         app.config.from_mapping(SECRET_KEY="for tests", SQLALCHEMY_DATABASE_URI=engine.url, TESTING=True)
         if engine.url.get_backend_name() == "sqlite" and engine.url.database:

@@ -16,7 +16,6 @@ from sqlalchemy.orm import (
     MappedAsDataclass,
     declared_attr,
     mapped_column,
-    scoped_session,
 )
 
 from chrononaut import (
@@ -307,14 +306,12 @@ def test_other_extensions_of_the_same_session_class_stay_unversioned(make_app: M
     class Page(Versioned, db.Model):  # type: ignore[name-defined]
         id: Mapped[int] = mapped_column(primary_key=True)
 
-    app = make_app(db)
-    plain = SQLAlchemy(session_options={"class_": Session})
-    with app.app_context():
-        db.create_all()
-        session = scoped_session(plain.session.session_factory)
-        with pytest.raises(UnattachedSessionError), session(bind=db.engine) as unattached:
-            unattached.add(Page())
-            unattached.flush()
+    make_app(db)
+    plain = SQLAlchemy()
+    with make_app(plain).app_context():
+        plain.session.add(Page())
+        with pytest.raises(UnattachedSessionError):
+            plain.session.flush()
 
 
 def test_session_made_by_hand_has_history(make_app: MakeApp) -> None:
@@ -347,8 +344,9 @@ def test_extension_given_the_application_at_once(engine: sa.Engine) -> None:
 
     assert app.extensions["sqlalchemy"] is db
     with app.app_context():
+        own_engine = db.engine
         assert change(db, Page(text="old"), text="new").text == "old"
-        db.engine.dispose()
+    own_engine.dispose()
     with pytest.raises(RuntimeError, match="already been registered"):
         VersionedSQLAlchemy(app)
 
