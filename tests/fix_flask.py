@@ -1,5 +1,6 @@
 """Flask applications on the ``engine`` fixture's database."""
 
+import contextlib
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from flask_login import LoginManager, UserMixin, login_user, logout_user
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Mapped, mapped_column
 
-from chrononaut import StaleVersionError, Versioned, VersionedSQLAlchemy
+from chrononaut import StaleVersionError, Versioned, VersionedSQLAlchemy, rationale
 
 MakeApp = Callable[..., Flask]
 """``make_app(db, **config)``."""
@@ -102,8 +103,10 @@ class Site:
         def edit(note_id: int) -> tuple[str, int]:
             note = self.db.get_or_404(self.Note, note_id)
             note.text = request.form["text"]
+            why = rationale(request.form["why"]) if "why" in request.form else contextlib.nullcontext()
             try:
-                self.db.session.commit()
+                with why:
+                    self.db.session.commit()
             except StaleVersionError:
                 self.db.session.rollback()
                 return "stale", 409
