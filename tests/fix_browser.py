@@ -23,7 +23,9 @@ def chromium() -> tuple[str, str]:
             subprocess.run([*apt_get, *arguments], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         assert not missing(), f"{' and '.join(PACKAGES)} are installed, but not found"
     if missing():
-        pytest.skip(f"{', '.join(missing())} not found: install {' and '.join(PACKAGES)}, or set CI=true to have it done")
+        pytest.skip(
+            f"{', '.join(missing())} not found: install {' and '.join(PACKAGES)}, or set CI=true to have it done"
+        )
     browser, driver = (shutil.which(program) or "" for program in PROGRAMS)
     return browser, driver
 

@@ -61,7 +61,7 @@ class Site:
     """An application with users who log in and edit notes."""
 
     def __init__(self, db: VersionedSQLAlchemy, app: Flask) -> None:
-        self.db = db
+        self.db: Any = db  # its models are made at run time
         self.app = app
         model: Any = db.Model
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from flask import Flask, copy_current_request_context, current_app, request
+from flask import Flask, copy_current_request_context, current_app, g, request
 from flask_login import UserMixin, current_user, login_user, logout_user
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -81,11 +81,23 @@ def test_birth_and_death_name_the_user_too(site: Site) -> None:
     site.client(1).post("/replace")
     with site.app.app_context():
         history = history_class(site.Note)
-        rows = site.db.session.scalars(sa.select(history).where(history.change_info["user_id"].as_string().is_not(None)))
+        rows = site.db.session.scalars(
+            sa.select(history).where(history.change_info["user_id"].as_string().is_not(None))
+        )
         assert {(row.id, row.operation, row.change_info["user_id"]) for row in rows} == {
             (1, "delete", "user1@example.org"),
             (2, "insert", "user1@example.org"),
         }
+
+
+def test_test_with_one_context_around_several_requests(site: Site) -> None:
+    """A test suite may keep one application context, and so one ``g``, for requests of several users."""
+    one, two = site.client(1), site.client(2)
+    with site.app.app_context():
+        one.post("/notes/1", data={"text": "second"})
+        g.pop("_login_user")  # which Flask-Login would take for the next request's
+        two.post("/notes/1", data={"text": "third"})
+    assert site.last_info()["user_id"] == "user2@example.org"
 
 
 @pytest.mark.parametrize("email", [None, ""])
@@ -287,7 +299,7 @@ def test_each_application_has_its_own_providers_and_settings(make_app: MakeApp) 
         db.session.rollback()
         with rationale("a reason"):
             edit(site, "second")
-        assert db.session.get(site.Note, 1).previous_version().change_info == {
+        assert site.db.session.get(site.Note, 1).previous_version().change_info == {
             "user_id": "somebody of the other",
             "remote_addr": None,
             "host": "other",
@@ -357,7 +369,7 @@ def test_custom_info_is_recorded_beside_user_and_address(site: Site) -> None:
     assert site.last_info() == FIRST | {"endpoint": "edit"}
 
 
-@pytest.mark.parametrize("wrong", [lambda: "text", {"not": "callable"}, lambda: []])
+@pytest.mark.parametrize("wrong", [lambda: "text", {"not": "callable"}, list])
 def test_custom_info_that_is_no_mapping_is_refused(site: Site, wrong: Any) -> None:
     """A wrong ``CHRONONAUT_EXTRA_CHANGE_INFO_FUNC`` fails the flush by an error that names the key."""
     site.app.config["CHRONONAUT_EXTRA_CHANGE_INFO_FUNC"] = wrong
@@ -422,6 +434,7 @@ def in_thread(target: Any) -> None:
 
 def test_background_thread_of_a_request_is_nobody_unless_told(site: Site) -> None:
     """A thread that a view starts has its own context: nobody by default, the user with the request's context."""
+
     @site.app.post("/thread/<how>")
     def change(how: str) -> str:
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
@@ -434,6 +447,7 @@ def test_background_thread_of_a_request_is_nobody_unless_told(site: Site) -> Non
             with rationale("for the user"):
                 edit(site, "for the user")
 
+        assert current_user.is_authenticated
         with rationale("in the view"):  # does not reach the thread
             in_thread(work if how == "bare" else copy_current_request_context(work_for_user))
         return "changed"

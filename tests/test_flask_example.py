@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,14 @@ def edit(browser: Chrome, text: str, why: str) -> None:
     press(browser, "Save")
 
 
+def last_ended(engine: sa.Engine) -> datetime:
+    changed = sa.column("changed", sa.DateTime(timezone=True))
+    latest = sa.select(sa.func.max(changed)).select_from(sa.table("article_history"))
+    with engine.connect() as connection:
+        ended: datetime = connection.execute(latest).scalar_one()
+    return ended if ended.tzinfo else ended.replace(tzinfo=timezone.utc)
+
+
 def texts(browser: Chrome, selector: str) -> list[str]:
     return [element.text for element in browser.find_elements(By.CSS_SELECTOR, selector)]
 
@@ -91,15 +100,9 @@ def test_users_see_their_own_changes_on_the_history_page(browser: Chrome, server
     gone, new = (latest.find_element(By.TAG_NAME, tag) for tag in ("del", "ins"))
     assert new.text == "in swarms"
     assert gone.value_of_css_property("background-color") != new.value_of_css_property("background-color")
-    with engine.connect() as connection:
-        ended = connection.execute(
-            sa.text("SELECT changed FROM article_history ORDER BY version DESC LIMIT 1").columns(
-                changed=sa.DateTime(timezone=True)
-            )
-        ).scalar_one()
     shown = latest.find_element(By.TAG_NAME, "time").get_attribute("datetime")
     assert shown is not None
-    assert shown.startswith(ended.isoformat()[:19].replace(" ", "T")) or engine.dialect.name == "postgresql"
+    assert datetime.fromisoformat(shown) == last_ended(engine)
 
     press(browser, "Log out")
     log_in(browser, server, "mary")
@@ -107,7 +110,7 @@ def test_users_see_their_own_changes_on_the_history_page(browser: Chrome, server
     edit(browser, "<b>Bees</b> make honey.", "Shorter")
     assert texts(browser, ".who") == ["mary@example.org", "ada@example.org", "somebody"]
     assert texts(browser, ".why") == ["Shorter", "Bees do not live alone", "First content"]
-    assert browser.find_elements(By.CSS_SELECTOR, "dd b") == []
+    assert "&lt;b&gt;" in browser.page_source
 
 
 @pytest.mark.backends("sqlite-file", "postgresql")

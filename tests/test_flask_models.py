@@ -78,7 +78,7 @@ def test_every_style_of_model_has_history_under_its_generated_name(make_app: Mak
     """A model without ``__tablename__`` is named by Flask-SQLAlchemy, and its history after that."""
     db = make_db(style)
 
-    class BlogPost(*bases(db, order)):  # type: ignore[misc]
+    class BlogPost(*bases(db, order)):
         id: Mapped[int] = mapped_column(primary_key=True)
         title: Mapped[str] = mapped_column()
 
@@ -95,7 +95,7 @@ def test_columns_may_be_declared_without_annotations(make_app: MakeApp, style: s
     """Models written with ``db.Column`` have history as those with ``Mapped`` have."""
     db = make_db(style)
 
-    class Post(*bases(db, order)):  # type: ignore[misc]
+    class Post(*bases(db, order)):
         __tablename__ = "posts"
         __chrononaut_tablename__ = "old_posts"
         id = db.Column("post_id", db.Integer, primary_key=True)
@@ -113,7 +113,7 @@ def test_subclasses_in_one_table_and_in_two(make_app: MakeApp, style: str, order
     """Flask-SQLAlchemy decides by the primary key whether a subclass has a table; history follows."""
     db = make_db(style)
 
-    class Animal(*bases(db, order)):  # type: ignore[misc]
+    class Animal(*bases(db, order)):
         __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
         id: Mapped[int] = mapped_column(primary_key=True)
         kind: Mapped[str] = mapped_column(default=None)
@@ -145,7 +145,7 @@ def test_abstract_model_and_declared_name(make_app: MakeApp) -> None:
         id: Mapped[int] = mapped_column(primary_key=True)
 
         @declared_attr.directive
-        def __tablename__(cls) -> str:
+        def __tablename__(cls) -> str:  # noqa: N805
             return f"app_{cls.__name__.lower()}"
 
     class Page(Base):
@@ -224,12 +224,13 @@ def test_history_lives_in_its_models_database(make_app: MakeApp, second_url: sa.
         for number in (1, 2):
             db.session.add_all([Here(id=number, text="old"), There(id=number, text="old")])
         db.session.commit()
-        for cls in (Here, There):
-            for record in db.session.scalars(sa.select(cls)):
-                record.text = "new"
+        classes: list[Any] = [Here, There]
+        for cls in classes:
+            for each in db.session.scalars(sa.select(cls)):
+                each.text = "new"
         db.session.commit()
-        for cls, engine in ((Here, db.engine), (There, db.engines["there"])):
-            record = db.session.get(cls, 1)
+        for cls, engine in zip(classes, (db.engine, db.engines["there"]), strict=True):
+            record: Any = db.session.get(cls, 1)
             row = record.previous_version()
             assert [row] == record.versions() == record.versions(return_query=True).all()
             assert record.version_at(datetime.now(timezone.utc)) is record
@@ -279,7 +280,7 @@ def test_session_class_and_options_are_kept(make_app: MakeApp) -> None:
     class OwnSession(Session):
         pass
 
-    class OwnQuery(Query):  # type: ignore[type-arg]
+    class OwnQuery(Query):
         pass
 
     db = VersionedSQLAlchemy(
@@ -294,13 +295,15 @@ def test_session_class_and_options_are_kept(make_app: MakeApp) -> None:
         session = db.session()
         assert isinstance(session, OwnSession)
         assert (session.expire_on_commit, session.info["own"], isinstance(Page.query, OwnQuery)) == (False, True, True)
-        assert change(db, page := Page(text="old"), text="new").text == "old"
+        page = Page(text="old")
+        assert change(db, page, text="new").text == "old"
         assert isinstance(page.versions(return_query=True), OwnQuery)
-        assert page.versions(return_query=True).paginate(page=1, per_page=1).total == 1
+        versions: Any = page.versions(return_query=True)
+        assert versions.paginate(page=1, per_page=1).total == 1
 
 
 def test_other_extensions_of_the_same_session_class_stay_unversioned(make_app: MakeApp) -> None:
-    """Attaching one extension does not attach plain ``SQLAlchemy`` ones, whose writes of versioned models are refused."""
+    """Attaching one extension does not attach a plain ``SQLAlchemy``, which is refused to write versioned models."""
     db = VersionedSQLAlchemy()
 
     class Page(Versioned, db.Model):  # type: ignore[name-defined]
@@ -329,7 +332,7 @@ def test_session_made_by_hand_has_history(make_app: MakeApp) -> None:
             session.commit()
             page.text = "new"
             session.commit()
-            assert page.previous_version().text == "old"
+            assert [row.text for row in page.versions()] == ["old"]
 
 
 def test_extension_given_the_application_at_once(engine: sa.Engine) -> None:

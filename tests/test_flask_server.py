@@ -58,8 +58,7 @@ class Browser:
 # In memory there is one connection for all threads, so their transactions would not be their own.
 @pytest.mark.backends("sqlite-file", "postgresql")
 def test_no_change_is_ever_attributed_to_another_request(site: Site) -> None:
-    """Of users who edit at the same time, each note of one's own and all of them one that they share, each is
-    recorded with the own name, address and reason, for every single change."""
+    """Users edit own notes and a shared one, all at once; each change is recorded with its own user, address, reason."""
     site.app.wsgi_app = ProxyFix(site.app.wsgi_app, x_for=1)  # type: ignore[method-assign]
     numbers = range(1, USERS + 1)
     with site.app.app_context():
@@ -89,9 +88,9 @@ def test_no_change_is_ever_attributed_to_another_request(site: Site) -> None:
         assert browser.post(f"/login/{number}") == 200
         for edit in range(EDITS):
             for note in (SHARED, SHARED + number):
-                # Whoever lost against another user tries again.
-                while (status := browser.post(f"/notes/{note}", text=f"{number}:{edit}", why=f"{number}:{edit}")) != 200:
-                    assert status == 409
+                text = f"{number}:{edit}"
+                while (status := browser.post(f"/notes/{note}", text=text, why=text)) != 200:
+                    assert status == 409  # another user was faster: try again
 
     with serving(site.app) as url, ThreadPoolExecutor(USERS) as pool:
         list(pool.map(work, numbers))

@@ -134,7 +134,8 @@ def changes_of(article: Article) -> list[dict[str, Any]]:
     history = history_class(Article)
     rows = db.session.scalars(select(history).where(history.id == article.id).order_by(history.version)).all()
     changes = []
-    for row, following in zip(rows, [*rows[1:], article], strict=True):
+    states: list[Any] = [*rows, article]
+    for row, following in zip(rows, states[1:], strict=True):
         is_creation = row.operation == "insert"
         fields = ["title", "text"] if is_creation else article.diff(row, to=following)
         values = {name: ("" if is_creation else getattr(row, name), getattr(following, name)) for name in fields}

@@ -291,8 +291,8 @@ class Flush:
             self._refuse_late_changes(mapping, state)
         for (connection, table), lives in self._lives.items():
             self._number(connection, table, lives)
-        if "info" in vars(self):
-            self.info.spend_appended()
+        if self._info is not None:
+            self._info.spend_appended()
 
     def _refuse_late_changes(self, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
         late = sorted(name for name in _changed_names(mapping, state)[0] if self._is_net(mapping, state, name))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from chrononaut.exceptions import MissingExtraError
 
 try:
-    from chrononaut.flask._change_info import FlaskChangeInfo, fetch_remote_addr, fetch_user_id
+    from chrononaut.flask._change_info import FlaskChangeInfo, fetch_remote_addr
     from chrononaut.flask._extension import VersionedSQLAlchemy
+    from chrononaut.flask._user import fetch_user_id
 except ModuleNotFoundError as error:
     if error.name in {"flask", "flask_sqlalchemy"}:
         raise MissingExtraError("chrononaut.flask", "flask") from error

@@ -77,4 +77,4 @@ def _current_app() -> Flask | None:
     """Return the current application, if our extension was initialised on it."""
     if not has_app_context() or EXTENSION not in current_app.extensions:
         return None
-    return cast("Flask", current_app)
+    return current_app

@@ -59,4 +59,4 @@ class VersionedSQLAlchemy(SQLAlchemy):
         try:
             return super()._make_declarative_base(model_class, *arguments, **options)
         finally:
-            setattr(model_class, "__dataclass_fields__", fields)
+            model_class.__dataclass_fields__ = fields

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import flask
 from flask import Flask, current_app, g, has_request_context, request
@@ -13,7 +13,7 @@ from sqlalchemy import inspect, select
 from sqlalchemy.orm import InstanceState
 
 _ASKING = "_chrononaut_asks_for_user"
-_ASKED = "chrononaut.user_asked"
+_ASKED = "_chrononaut_asked_in"
 _KNOWN = "chrononaut.user_id"
 
 # Flask 3.2 has one context for both; before, a request could be of another application than the current one.
@@ -88,9 +88,10 @@ def watch_user_loading(app: Flask) -> None:
 
 def _user_accessed(sender: Flask) -> None:
     """Fire when Flask-Login starts to find out who the user of a request is."""
-    if g.get(_ASKING, False) and _ASKED in request.environ:
+    # The environment tells the request: `g` may outlive it in a test. And `g` tells the thread: each loads for itself.
+    if g.get(_ASKING, False) and g.get(_ASKED) is request.environ:
         raise _StillUnknown
-    request.environ[_ASKED] = True
+    setattr(g, _ASKED, request.environ)
 
 
 def _flask_login() -> Any:
@@ -105,7 +106,7 @@ def _email(user: Any) -> Any:
         if history.deleted:
             return history.deleted[0]
         if history.added:
-            return _stored_email(cast("InstanceState[Any]", state))
+            return _stored_email(state)
     return getattr(user, "email", None)
 
 
