@@ -58,7 +58,7 @@ class Browser:
 # In memory there is one connection for all threads, so their transactions would not be their own.
 @pytest.mark.backends("sqlite-file", "postgresql")
 def test_no_change_is_ever_attributed_to_another_request(site: Site) -> None:
-    """Users edit own notes and a shared one, all at once; each change is recorded with its own user, address, reason."""
+    """Users edit own notes and a shared one, all at once; each change has its own user, address and reason."""
     site.app.wsgi_app = ProxyFix(site.app.wsgi_app, x_for=1)  # type: ignore[method-assign]
     numbers = range(1, USERS + 1)
     with site.app.app_context():
