@@ -9,6 +9,8 @@ pytest_plugins = (
     "tests.fix_engine",
     "tests.fix_statements",
     "tests.fix_models",
+    "tests.fix_flask",
+    "tests.fix_browser",
 )
 
 # The default is for every day; `--hypothesis-profile=thorough` is for a change to the core.

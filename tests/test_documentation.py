@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 import chrononaut
 import chrononaut.exceptions
+import chrononaut.flask
 import chrononaut.typing
 import chrononaut.unsafe
 from tests import pages
@@ -81,7 +82,9 @@ def order_of_times(columns: list[str], rows: list[list[Any]]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "module", [chrononaut, chrononaut.exceptions, chrononaut.typing, chrononaut.unsafe], ids=lambda m: m.__name__
+    "module",
+    [chrononaut, chrononaut.exceptions, chrononaut.flask, chrononaut.typing, chrononaut.unsafe],
+    ids=lambda m: m.__name__,
 )
 def test_every_public_name_is_in_the_reference(module: Any) -> None:
     """What a public module exports is documented in reference/api.md or reference/errors.md."""

@@ -1,5 +1,9 @@
 """Versioning, change tracking, record locking and time travel for SQLAlchemy."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from chrononaut._associations import versioned_table
 from chrononaut._change_info import append_change_info, extra_change_info, rationale
 from chrononaut._history_record import HistoryRecord
@@ -17,6 +21,9 @@ from chrononaut.exceptions import (
 )
 from chrononaut.typing import ChangeInfoProvider
 
+if TYPE_CHECKING:
+    from chrononaut.flask import VersionedSQLAlchemy
+
 __all__ = [
     "ChangeInfoProvider",
     "ChrononautException",
@@ -28,6 +35,7 @@ __all__ = [
     "UntrackedAttributeError",
     "UntrackedStatementError",
     "Versioned",
+    "VersionedSQLAlchemy",
     "append_change_info",
     "extra_change_info",
     "history_class",
@@ -36,3 +44,12 @@ __all__ = [
     "versioned_session",
     "versioned_table",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the Flask adapter when it is first asked for, so that the core does not need Flask."""
+    if name == "VersionedSQLAlchemy":
+        from chrononaut.flask import VersionedSQLAlchemy
+
+        return VersionedSQLAlchemy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

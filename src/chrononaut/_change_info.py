@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
@@ -127,11 +127,11 @@ class ChangeInfoSource:
     """Compose the change info of one flush or statement; asks the provider once.
 
     :param provider: the session's provider.
-    :param require_extra: refuse changes without extra info.
+    :param require_extra: refuse changes without extra info; a callable decides it now.
     """
 
-    def __init__(self, provider: ChangeInfoProvider | None, require_extra: bool) -> None:
-        self._require_extra = require_extra
+    def __init__(self, provider: ChangeInfoProvider | None, require_extra: bool | Callable[[], bool]) -> None:
+        self._require_extra = require_extra() if callable(require_extra) else require_extra
         self._extra = dict(_extra.get())
         self._provided: ChangeInfo = {"user_id": None, "remote_addr": None, **(provider() if provider else {})}
         self._texts: dict[tuple[type, frozenset[str]], str] = {}

@@ -70,6 +70,7 @@ class Flush:
         self.session = session
         self._config = config
         self._is_suppressed = is_suppressed()
+        self._info: ChangeInfoSource | None = None
         self._endings: dict[Connection, dict[tuple[VersionedMapping, Operation], list[WantedRecord]]] = {}
         self._lives: dict[tuple[Connection, VersionedTable], list[_NewLife]] = defaultdict(list)
         self._old_values: dict[InstanceState[Any], dict[str, Any]] = {}
@@ -80,10 +81,13 @@ class Flush:
         """The transaction; not to be asked before anything is written, when it may not have begun."""
         return transaction_of(self.session, self._config)
 
-    @cached_property
+    @property
     def info(self) -> ChangeInfoSource:
         """The change info; asks the provider when first used."""
-        return ChangeInfoSource(self._config.change_info, self._config.require_extra_change_info)
+        # Not a cached_property: before Python 3.12 that has one lock for all threads, held while the provider works.
+        if self._info is None:
+            self._info = ChangeInfoSource(self._config.change_info, self._config.require_extra_change_info)
+        return self._info
 
     # --- before anything is written
 
@@ -287,8 +291,8 @@ class Flush:
             self._refuse_late_changes(mapping, state)
         for (connection, table), lives in self._lives.items():
             self._number(connection, table, lives)
-        if "info" in vars(self):
-            self.info.spend_appended()
+        if self._info is not None:
+            self._info.spend_appended()
 
     def _refuse_late_changes(self, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
         late = sorted(name for name in _changed_names(mapping, state)[0] if self._is_net(mapping, state, name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import ColumnElement, Select, and_, exists, inspect, select
+from sqlalchemy import ColumnElement, Select, and_, inspect, select
 from sqlalchemy.orm import InstanceState, Query, Session, object_session
 
 from chrononaut._history_record import HistoryRecord
@@ -84,8 +84,9 @@ def read_previous_version(record: Model) -> HistoryRecord[Model] | None:
 def read_has_changed_since(record: object, since: datetime) -> bool:
     """Tell whether any state ended later: see ``Versioned.has_changed_since``."""
     history = mapping_of(type(record)).history_class
-    ended_later = exists().where(is_record(record), history.changed > as_utc(since, "since"))
-    return bool(session_of(record).scalar(select(ended_later)))
+    # Not EXISTS: a session that chooses the database by mapper would not find one in it.
+    ended_later = select(history.version).where(is_record(record), history.changed > as_utc(since, "since")).limit(1)
+    return session_of(record).scalar(ended_later) is not None
 
 
 def is_record(record: object) -> ColumnElement[bool]:

@@ -24,7 +24,7 @@ def versioned_session(
     target: Target,
     *,
     change_info: ChangeInfoProvider | None = None,
-    require_extra_change_info: bool = False,
+    require_extra_change_info: bool | Callable[[], bool] = False,
     clock: Clock | None = None,
 ) -> Target:
     """Let sessions record the history of versioned models.
@@ -38,7 +38,7 @@ def versioned_session(
     :param change_info: called without arguments when something is captured; returns who is changing things, as
         a mapping that JSON can hold.
     :param require_extra_change_info: refuse changes that are made without ``extra_change_info``, ``rationale``
-        or ``append_change_info``.
+        or ``append_change_info``. A callable is asked at each flush, together with ``change_info``.
     :param clock: returns the time, as an aware datetime, instead of the database; called once for each
         transaction. For tests and imports.
     :return: the target.

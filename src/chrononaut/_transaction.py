@@ -39,7 +39,7 @@ class SessionConfig:
     """What ``versioned_session`` was told."""
 
     change_info: ChangeInfoProvider | None = None
-    require_extra_change_info: bool = False
+    require_extra_change_info: bool | Callable[[], bool] = False
     clock: Clock | None = None
 
 

@@ -10,6 +10,7 @@
     ├── UntrackedStatementError         a statement whose changes cannot be captured
     ├── ReadOnlyError                   history, and the past, cannot be changed
     ├── ChangeInfoError                 change info is missing, or JSON cannot hold it (also a ValueError)
+    ├── MissingExtraError               an optional dependency is not installed (also an ImportError)
     ├── NaiveDatetimeError              a point in time without a zone (also a ValueError)
     ├── HiddenAttributeError            history does not hold this attribute (also an AttributeError)
     └── UntrackedAttributeError         history does not hold this attribute (also an AttributeError)
@@ -30,6 +31,7 @@ __all__ = [
     "ChrononautException",
     "HiddenAttributeError",
     "MappingError",
+    "MissingExtraError",
     "NaiveDatetimeError",
     "ReadOnlyError",
     "RecordLockedError",
@@ -150,6 +152,22 @@ class ReadOnlyError(ChrononautException):
 
 class ChangeInfoError(ChrononautException, ValueError):
     """Change info is required but missing, or holds what JSON cannot hold."""
+
+
+class MissingExtraError(ChrononautException, ImportError):
+    """Something was imported whose optional dependencies are not installed.
+
+    :param feature: what was imported.
+    :param extra: the name of the extra that brings what it needs.
+    """
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(feature, extra)
+        self.feature = feature
+        self.extra = extra
+
+    def __str__(self) -> str:
+        return f"{self.feature} needs packages that are not installed: install `chrononaut[{self.extra}]`."
 
 
 class NaiveDatetimeError(ChrononautException, ValueError):
