@@ -7,6 +7,7 @@ pytest_plugins = (
     "tests.fix_postgresql",
     "tests.fix_mariadb",
     "tests.fix_engine",
+    "tests.fix_async",
     "tests.fix_statements",
     "tests.fix_models",
     "tests.fix_flask",

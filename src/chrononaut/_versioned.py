@@ -11,6 +11,7 @@ from sqlalchemy.orm import InstanceState, Mapped, Mapper, Query, declared_attr
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 from typing_extensions import Self
 
+from chrononaut._awaitable import AwaitableHistory, to_be_awaited
 from chrononaut._change_info import ChangeInfoHooks
 from chrononaut._diff import diff_states
 from chrononaut._flush import flush_of
@@ -70,6 +71,17 @@ class Versioned(ChangeInfoHooks):
         super().__init_subclass__(**kw)
         after_mapping(cls, _after_mapper_constructed)
 
+    @property
+    def awaitable_history(self) -> AwaitableHistory[Self]:
+        """The record's history for programs that await: the methods below, under the same names.
+
+        E.g. under an ``AsyncSession``::
+
+            rows = await user.awaitable_history.versions()
+            differences = await user.awaitable_history.diff(rows[0])
+        """
+        return AwaitableHistory(self)
+
     @overload
     def versions(
         self, before: datetime | None = None, after: datetime | None = None, return_query: Literal[False] = False
@@ -80,6 +92,7 @@ class Versioned(ChangeInfoHooks):
         self, before: datetime | None = None, after: datetime | None = None, *, return_query: Literal[True]
     ) -> Query[HistoryRecord[Self]]: ...
 
+    @to_be_awaited
     def versions(
         self, before: datetime | None = None, after: datetime | None = None, return_query: bool = False
     ) -> list[HistoryRecord[Self]] | Query[HistoryRecord[Self]]:
@@ -95,6 +108,7 @@ class Versioned(ChangeInfoHooks):
             return query_versions(self, before, after)
         return list(session_of(self).scalars(select_versions(self, before, after)))
 
+    @to_be_awaited
     def version_at(self, at: datetime) -> HistoryRecord[Self] | Self | None:
         """Return the state that was valid at an instant.
 
@@ -105,6 +119,7 @@ class Versioned(ChangeInfoHooks):
         """
         return read_version_at(self, at)
 
+    @to_be_awaited
     def previous_version(self) -> HistoryRecord[Self] | None:
         """Return the state before the current one, or None if there is none.
 
@@ -112,6 +127,7 @@ class Versioned(ChangeInfoHooks):
         """
         return read_previous_version(self)
 
+    @to_be_awaited
     def has_changed_since(self, since: datetime) -> bool:
         """Tell whether the record's state at an instant is not its current one.
 
@@ -121,6 +137,7 @@ class Versioned(ChangeInfoHooks):
         """
         return read_has_changed_since(self, since)
 
+    @to_be_awaited
     def diff(
         self,
         from_model: HistoryRecord[Self] | Self,

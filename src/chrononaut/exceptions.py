@@ -12,6 +12,7 @@
     ├── ChangeInfoError                 change info is missing, or JSON cannot hold it (also a ValueError)
     ├── MissingExtraError               an optional dependency is not installed (also an ImportError)
     ├── NaiveDatetimeError              a point in time without a zone (also a ValueError)
+    ├── NotAwaitedError                 a read that must be awaited was not (also a MissingGreenlet)
     ├── HiddenAttributeError            history does not hold this attribute (also an AttributeError)
     └── UntrackedAttributeError         history does not hold this attribute (also an AttributeError)
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.orm.exc import StaleDataError
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "MappingError",
     "MissingExtraError",
     "NaiveDatetimeError",
+    "NotAwaitedError",
     "ReadOnlyError",
     "RecordLockedError",
     "StaleVersionError",
@@ -184,6 +187,23 @@ class NaiveDatetimeError(ChrononautException, ValueError):
         return (
             f"{self.name} is a naive datetime, and a point in time needs a zone: "
             "pass e.g. `datetime.now(timezone.utc)` or `value.replace(tzinfo=timezone.utc)`."
+        )
+
+
+class NotAwaitedError(ChrononautException, MissingGreenlet):
+    """History was read without ``await`` under an ``AsyncSession``.
+
+    :param method: name of the method.
+    """
+
+    def __init__(self, method: str) -> None:
+        super().__init__(method)
+        self.method = method
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method}() asks the database, which must be awaited under an AsyncSession: "
+            f"use `await record.awaitable_history.{self.method}(...)`."
         )
 
 
