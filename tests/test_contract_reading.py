@@ -152,7 +152,7 @@ def test_record_without_a_session_is_refused() -> None:
 
 def test_unversioned_model_has_no_history_class() -> None:
     """The message says why."""
-    with pytest.raises(ChrononautException, match="Team.*Versioned"):
+    with pytest.raises(ChrononautException, match=r"Team.*Versioned"):
         history_class(Team)
 
 

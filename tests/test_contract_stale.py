@@ -7,6 +7,7 @@ import pickle
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 
 from chrononaut import ChrononautException, StaleVersionError
@@ -37,7 +38,7 @@ def change_elsewhere(session: Session, factory: sessionmaker[Session]) -> None:
         other.get_one(User, 1).email = "other"
         other.commit()
     for name, value in state.items():
-        sa.orm.attributes.set_committed_value(loaded, name, value)
+        set_committed_value(loaded, name, value)
 
 
 @pytest.mark.parametrize("how", ["update", "delete", "hidden", "replace"])
@@ -107,7 +108,7 @@ def test_stale_write_inside_a_savepoint_loses_the_savepoint_alone(
     change_elsewhere(session, session_factory)
     session.add(Setting(name="before"))
     session.flush()
-    with pytest.raises(StaleVersionError), session.begin_nested():
+    with pytest.raises(StaleVersionError), session.begin_nested():  # noqa: PT012  # what the savepoint undoes
         session.add(Setting(name="inside"))
         user.name = "m"
         session.flush()
