@@ -400,7 +400,7 @@ def test_savepoint_rollback_takes_back_its_own_part(session: Session, user: User
 
 def test_savepoint_rolled_back_as_the_first_versioned_work(session: Session, user: User) -> None:
     """The transaction goes on as if nothing had been."""
-    with pytest.raises(ZeroDivisionError), session.begin_nested():  # noqa: PT012  # what the savepoint undoes
+    with pytest.raises(ZeroDivisionError), session.begin_nested():
         user.email = "b"
         session.flush()
         raise ZeroDivisionError
@@ -437,7 +437,7 @@ def test_work_after_a_flush_that_failed_inside_a_savepoint(session: Session, use
     user = session.get_one(User, 1)
     user.name = "m"
     session.flush()
-    with pytest.raises(IntegrityError), session.begin_nested():  # noqa: PT012  # what the savepoint undoes
+    with pytest.raises(IntegrityError), session.begin_nested():
         user.email = "b"
         session.add(Setting(name="x"))
         session.flush()

@@ -383,7 +383,7 @@ def test_sessions_under_one_outer_transaction_with_a_clock(engine: sa.Engine, cl
 
 def test_rolled_back_savepoint_does_not_keep_its_instant_from_others(session: Session, clock: Clock) -> None:
     """The transaction's instant holds, or is taken anew; it is never after the work."""
-    with pytest.raises(ZeroDivisionError), session.begin_nested():  # noqa: PT012  # what the savepoint undoes
+    with pytest.raises(ZeroDivisionError), session.begin_nested():
         session.add(Setting(name="x"))
         session.flush()
         raise ZeroDivisionError

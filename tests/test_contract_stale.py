@@ -108,7 +108,7 @@ def test_stale_write_inside_a_savepoint_loses_the_savepoint_alone(
     change_elsewhere(session, session_factory)
     session.add(Setting(name="before"))
     session.flush()
-    with pytest.raises(StaleVersionError), session.begin_nested():  # noqa: PT012  # what the savepoint undoes
+    with pytest.raises(StaleVersionError), session.begin_nested():
         session.add(Setting(name="inside"))
         user.name = "m"
         session.flush()
