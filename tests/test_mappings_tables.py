@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.dialects import mysql, postgresql
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, class_mapper, mapped_column, sessionmaker
 
 from chrononaut import Versioned, history_class, versioned_session
 from tests.fix_models import Clock
 from tests.fix_statements import RecordStatements
+
+
+def column_of(attribute: Any) -> sa.Column[Any]:
+    """Return the column of an attribute in the body of its class."""
+    column: sa.Column[Any] = attribute.column
+    return column
 
 
 class Code(sa.types.TypeDecorator[int]):
@@ -115,7 +122,7 @@ def test_composite_keys_of_text_date_and_uuid(
     session.commit()
     session.add(Booking(room=key[0], day=key[1], guest=key[2]))
     session.commit()
-    assert session.get(Booking, key).version == 3
+    assert session.get_one(Booking, key).version == 3
 
 
 def index_names(engine: sa.Engine, table: str) -> dict[str, list[Any]]:
@@ -138,7 +145,7 @@ def test_indexes_are_copied_as_plain_ones(engine: sa.Engine, base: type[Declarat
         __table_args__ = (
             sa.Index("ix_names", "last", "first", unique=True),
             sa.Index("ix_two", "first", "last"),
-            sa.Index("ix_desc", last.column.desc()),
+            sa.Index("ix_desc", column_of(last).desc()),
         )
 
     base.metadata.create_all(engine)
@@ -160,12 +167,12 @@ def test_functional_and_partial_indexes_are_copied(engine: sa.Engine, base: type
         email: Mapped[str] = mapped_column("e mail", sa.String(50))
         active: Mapped[bool]
         __table_args__ = (
-            sa.Index("ix_lower", sa.func.lower(email.column), unique=True),
+            sa.Index("ix_lower", sa.func.lower(column_of(email)), unique=True),
             sa.Index(
                 "ix_partial",
-                email.column,
-                postgresql_where=email.column != "",
-                sqlite_where=email.column != "",
+                column_of(email),
+                postgresql_where=column_of(email) != "",
+                sqlite_where=column_of(email) != "",
                 postgresql_include=["active"],
             ),
         )
@@ -219,7 +226,7 @@ def make_schemas(engine: sa.Engine, *names: str) -> None:
     """Make schemas: on SQLite, attached databases."""
     if engine.dialect.name == "sqlite":
 
-        @sa.event.listens_for(engine, "connect")
+        @event.listens_for(engine, "connect")
         def _attach(connection: Any, _record: object) -> None:
             for name in names:
                 connection.execute(f"ATTACH ':memory:' AS {name}")
@@ -261,7 +268,7 @@ def test_the_same_table_name_in_two_schemas(engine: sa.Engine, session: Session,
         record.value += "!"
     session.commit()
     assert [[row.value for row in record.versions()] for record in records] == [["p"], ["1"], ["2"]]
-    assert sa.inspect(history_class(One)).local_table.schema == "one"
+    assert class_mapper(history_class(One)).local_table.schema == "one"
     for record in records:
         session.delete(record)
     session.commit()
@@ -380,14 +387,16 @@ def test_the_history_of_a_bound_class_is_found_where_its_table_is(
 
     base.metadata.create_all(engine)
     for binds in ({Here: engine}, {base: engine}, {Here.__table__: engine}):
-        with versioned_session(sessionmaker(binds=binds))() as session:  # type: ignore[arg-type]
+        with versioned_session(sessionmaker(binds=binds))() as session:
             here = Here(value="h")
             session.add(here)
             session.commit()
             here.value = "x"
             session.commit()
             assert [row.value for row in here.versions()] == ["h"]
-            assert here.previous_version().value == "h"
+            previous = here.previous_version()
+            assert previous is not None
+            assert previous.value == "h"
 
 
 @pytest.mark.backends("postgresql")  # its own types

@@ -36,7 +36,8 @@ def _create(engine):
         )
         connection.execute(
             text(
-                "CREATE TRIGGER record_keep AFTER UPDATE OR DELETE ON record FOR EACH ROW EXECUTE FUNCTION record_keep()"
+                "CREATE TRIGGER record_keep AFTER UPDATE OR DELETE ON record "
+                "FOR EACH ROW EXECUTE FUNCTION record_keep()"
             )
         )
 
