@@ -1,6 +1,7 @@
 """Many-to-many tables with a history."""
 
 from datetime import timezone
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -137,7 +138,7 @@ def test_states_are_contiguous(models: Models, session_factory: sessionmaker[Ses
         c = models.history.c
         rows = session.execute(sa.select(c.began, c.changed).where(c.group_id == 1).order_by(c.version)).all()
     utc = [(row.began and _utc(row.began), _utc(row.changed)) for row in rows]
-    assert utc == [(None, times[0]), *zip(times, times[1:], strict=False)]
+    assert utc == [(None, times[0]), *pairwise(times)]
 
 
 def _utc(value: Any) -> Any:

@@ -138,10 +138,38 @@ def test_post_update_rows(engine: sa.Engine, session: Session, base: type[Declar
     session.commit()
     history = history_class(Person)
     rows = session.scalars(sa.select(history).where(history.id == key).order_by(history.version)).all()
-    assert rows[-1].operation == "delete"
+    assert (rows[-1].operation, rows[-1].favourite_id) == ("delete", one.id)
     assert [row.version for row in rows] == list(range(-1, len(rows) - 1))
     assert [pet.owner_id for pet in session.scalars(sa.select(Pet))] == [None, None]
     assert all(pet.versions()[-1].owner_id == key for pet in session.scalars(sa.select(Pet)))
+
+
+def test_post_update_through_a_collection(engine: sa.Engine, session: Session, base: type[DeclarativeBase]) -> None:
+    """Children whose foreign key is set by post_update, on a parent's change or deletion, have a version each."""
+
+    class Parent(Versioned, base):
+        __tablename__ = "parent"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        children = relationship("Child", post_update=True)
+
+    class Child(Versioned, base):
+        __tablename__ = "child"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        parent_id = mapped_column(sa.ForeignKey("parent.id"))
+
+    base.metadata.create_all(engine)
+    one, two = Child(id=1), Child(id=2)
+    parent = Parent(id=1, children=[one])
+    session.add_all([parent, two])
+    session.commit()
+    parent.children.append(two)
+    session.commit()
+    assert [row.parent_id for row in two.versions()] == [None]
+    session.delete(parent)
+    session.commit()
+    assert [row.parent_id for row in one.versions()] == [1]
+    assert [row.parent_id for row in two.versions()] == [None, 1]
+    assert (one.parent_id, two.parent_id) == (None, None)
 
 
 def test_self_referential_trees(engine: sa.Engine, session: Session, base: type[DeclarativeBase]) -> None:

@@ -375,7 +375,7 @@ def test_abstract_bases_and_column_mixins(engine: sa.Engine, session: Session, b
         token: Mapped[str | None]
 
         @declared_attr.directive
-        def __tablename__(cls) -> str:
+        def __tablename__(cls) -> str:  # noqa: N805
             return cls.__name__.lower()
 
     class Page(Stamped, Record):

@@ -1,13 +1,13 @@
 """History tables: indexes, names, schemas, binds, and keys of every type."""
 
-import datetime
+import datetime as dt
 import uuid
 from decimal import Decimal
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from chrononaut import Versioned, history_class, versioned_session
@@ -29,19 +29,13 @@ class Code(sa.types.TypeDecorator[int]):
 
 
 KEYS: dict[str, tuple[sa.types.TypeEngine[Any], list[Any]]] = {
-    "text": (sa.String(20), ["", "007", "1", 'quo"ted', "naïve ключ", "a\\b", "new\nline", "1e5", " x"]),
+    "text": (sa.String(20), ["", "007", "1", 'quo"ted', "naïve ключ", "a\\b", "new\nline", "1e5", " "]),
     "unbounded-text": (sa.Text().with_variant(sa.String(20), "mysql", "mariadb"), ["7", "07", "x"]),
     "big-integer": (sa.BigInteger(), [0, -1, 2**62, -(2**62), 2**53 + 1]),
-    "date": (sa.Date(), [datetime.date(2024, 1, 1), datetime.date(1, 1, 1), datetime.date(9999, 12, 31)]),
-    "datetime": (
-        sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"),
-        [datetime.datetime(2024, 1, 1), datetime.datetime(2024, 1, 1, 0, 0, 0, 1)],
-    ),
-    "time": (
-        sa.Time().with_variant(mysql.TIME(fsp=6), "mysql", "mariadb"),
-        [datetime.time(0, 0), datetime.time(23, 59, 59, 999999)],
-    ),
-    "uuid": (sa.Uuid(), [uuid.UUID(int=n) for n in (1, 2, 2**62, 2**128 - 1)]),
+    "date": (sa.Date(), [dt.date(2024, 1, 1), dt.date(1, 1, 1), dt.date(9999, 12, 31)]),
+    "datetime": (sa.DateTime(), [dt.datetime(2024, 1, 1), dt.datetime(2024, 1, 1, 0, 0, 0, 1)]),
+    "time": (sa.Time(), [dt.time(0, 0), dt.time(23, 59, 59, 999999)]),
+    "uuid": (sa.Uuid(), [uuid.UUID(int=n) for n in (1, 2, 10**30, 2**128 - 1)]),
     "text-uuid": (sa.Uuid(native_uuid=False), [uuid.UUID(int=n) for n in (1, 2, 10**30)]),
     "numeric": (sa.Numeric(20, 5), [Decimal("1.5"), Decimal("-0.00001"), Decimal("123456789.12345")]),
     "float": (sa.Double(), [1.5, -0.25, 1e300, 0.1]),
@@ -49,7 +43,7 @@ KEYS: dict[str, tuple[sa.types.TypeEngine[Any], list[Any]]] = {
     "boolean": (sa.Boolean(), [True, False]),
     "enum": (sa.Enum("a", "b b", "c'", name="letters"), ["a", "b b", "c'"]),
     "decorated": (Code(), [1, 2, 30]),
-    "interval": (sa.Interval(), [datetime.timedelta(seconds=1), datetime.timedelta(days=400)]),
+    "interval": (sa.Interval(), [dt.timedelta(seconds=1), dt.timedelta(days=400, microseconds=1)]),
 }
 
 
@@ -91,13 +85,13 @@ def test_composite_keys_of_text_date_and_uuid(
     class Booking(Versioned, base):
         __tablename__ = "booking"
         room: Mapped[str] = mapped_column(sa.String(10), primary_key=True)
-        day: Mapped[datetime.date] = mapped_column(primary_key=True)
+        day: Mapped[dt.date] = mapped_column(primary_key=True)
         guest: Mapped[uuid.UUID] = mapped_column(primary_key=True)
         note: Mapped[str] = mapped_column(default="")
 
     base.metadata.create_all(engine)
     bookings = [
-        Booking(room=f"0{room}", day=datetime.date(2024, 1, 1 + day), guest=uuid.UUID(int=room * day))
+        Booking(room=f"0{room}", day=dt.date(2024, 1, 1 + day), guest=uuid.UUID(int=room * day))
         for room in range(5)
         for day in range(5)
     ]
@@ -123,7 +117,7 @@ def index_names(engine: sa.Engine, table: str) -> dict[str, list[Any]]:
 
 
 def test_indexes_are_copied_as_plain_ones(engine: sa.Engine, base: type[DeclarativeBase]) -> None:
-    """History gets the live table's indexes, never unique, but those that are disabled or need left out columns."""
+    """History gets the live table's indexes as plain ones, but not those that are disabled or need hidden columns."""
 
     class User(Versioned, base):
         __tablename__ = "appuser"
