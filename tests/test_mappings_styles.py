@@ -41,7 +41,7 @@ def test_dataclass_models_keep_their_constructor(mixin_first: bool, engine: sa.E
     """A model mapped as a dataclass is versioned, and neither constructor, repr nor fields change."""
 
     class Base(MappedAsDataclass, DeclarativeBase):
-        pass
+        type_annotation_map = {str: sa.String(100)}
 
     bases = (Versioned, Base) if mixin_first else (Base, Versioned)
 
@@ -404,11 +404,11 @@ def test_deferred_columns_are_copied_without_being_loaded(
     book.title = "u"
     with statements() as log:
         session.flush()
-    assert log.verbs == ["INSERT", "UPDATE"]
+    assert not log.matching(r"^SELECT .*(text|notes)")
     session.delete(book)
     with statements() as log:
         session.flush()
-    assert log.verbs == ["INSERT", "DELETE"]
+    assert not log.matching(r"^SELECT .*(text|notes)")
     session.commit()
     history = history_class(Book)
     rows = session.scalars(sa.select(history).where(history.operation != "insert").order_by(history.version)).all()
