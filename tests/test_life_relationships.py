@@ -14,7 +14,7 @@ def family(base: type[DeclarativeBase], *, back: bool, cascade: str = "save-upda
         __tablename__ = "parent"
         id: Mapped[int] = mapped_column(primary_key=True)
         name: Mapped[str] = mapped_column(sa.String(10), default="p")
-        children = relationship("Child", cascade=cascade, **({"back_populates": "parent"} if back else {}))
+        children = relationship("Child", cascade=cascade, back_populates="parent" if back else None)
 
     class Child(Versioned, base):
         __tablename__ = "child"
@@ -68,7 +68,7 @@ def test_deleting_a_parent_nulls_its_children(
         assert len(parent.children) == 3
     else:
         session.expunge_all()
-        parent = session.get(Parent, 1)
+        parent = session.get_one(Parent, 1)
     session.delete(parent)
     session.commit()
     children = session.scalars(sa.select(Child)).all()
@@ -169,7 +169,7 @@ def test_post_update_through_a_collection(engine: sa.Engine, session: Session, b
     session.commit()
     assert [row.parent_id for row in one.versions()] == [1]
     assert [row.parent_id for row in two.versions()] == [None, 1]
-    assert (one.parent_id, two.parent_id) == (None, None)
+    assert [child.parent_id for child in (one, two)] == [None, None]
 
 
 def test_self_referential_trees(engine: sa.Engine, session: Session, base: type[DeclarativeBase]) -> None:
@@ -206,7 +206,7 @@ def keyed(base: type[DeclarativeBase], *, passive: bool, versioned_child: bool =
 
     bases = (Versioned, base) if versioned_child else (base,)
 
-    class Child(*bases):  # type: ignore[misc]
+    class Child(*bases):
         __tablename__ = "child"
         id: Mapped[int] = mapped_column(primary_key=True)
         parent_code = mapped_column(
