@@ -97,8 +97,8 @@ def test_merge_of_a_detached_changed_copy(session_factory: sessionmaker[Session]
         assert merged.version == 1
     with session_factory() as session:
         old = User(id=1, name="c", version=0)
+        session.merge(old)
         with pytest.raises(StaleVersionError):
-            session.merge(old)
             session.flush()
 
 
@@ -217,10 +217,12 @@ def test_a_failed_flush_in_a_savepoint(session: Session) -> None:
     user = born(session)
     user.name = "b"
     session.flush()
-    with pytest.raises(sa.exc.IntegrityError), session.begin_nested():
-        user.name = "lost"
-        session.add(User(id=3, name=None))
+    savepoint = session.begin_nested()
+    user.name = "lost"
+    session.add(User(id=3, name=None))
+    with pytest.raises(sa.exc.IntegrityError):
         session.flush()
+    savepoint.rollback()
     user.name = "c"
     session.commit()
     assert life(session, 1)[1:] == [(0, "update", "a"), (1, "update", "b")]

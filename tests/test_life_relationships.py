@@ -14,7 +14,7 @@ def family(base: type[DeclarativeBase], *, back: bool, cascade: str = "save-upda
         __tablename__ = "parent"
         id: Mapped[int] = mapped_column(primary_key=True)
         name: Mapped[str] = mapped_column(sa.String(10), default="p")
-        children = relationship("Child", cascade=cascade, **({"back_populates": "parent"} if back else {}))
+        children = relationship("Child", cascade=cascade, back_populates="parent" if back else None)
 
     class Child(Versioned, base):
         __tablename__ = "child"
@@ -68,7 +68,7 @@ def test_deleting_a_parent_nulls_its_children(
         assert len(parent.children) == 3
     else:
         session.expunge_all()
-        parent = session.get(Parent, 1)
+        parent = session.get_one(Parent, 1)
     session.delete(parent)
     session.commit()
     children = session.scalars(sa.select(Child)).all()
@@ -138,10 +138,38 @@ def test_post_update_rows(engine: sa.Engine, session: Session, base: type[Declar
     session.commit()
     history = history_class(Person)
     rows = session.scalars(sa.select(history).where(history.id == key).order_by(history.version)).all()
-    assert rows[-1].operation == "delete"
+    assert (rows[-1].operation, rows[-1].favourite_id) == ("delete", one.id)
     assert [row.version for row in rows] == list(range(-1, len(rows) - 1))
     assert [pet.owner_id for pet in session.scalars(sa.select(Pet))] == [None, None]
     assert all(pet.versions()[-1].owner_id == key for pet in session.scalars(sa.select(Pet)))
+
+
+def test_post_update_through_a_collection(engine: sa.Engine, session: Session, base: type[DeclarativeBase]) -> None:
+    """Children whose foreign key is set by post_update, on a parent's change or deletion, have a version each."""
+
+    class Parent(Versioned, base):
+        __tablename__ = "parent"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        children = relationship("Child", post_update=True)
+
+    class Child(Versioned, base):
+        __tablename__ = "child"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        parent_id = mapped_column(sa.ForeignKey("parent.id"))
+
+    base.metadata.create_all(engine)
+    one, two = Child(id=1), Child(id=2)
+    parent = Parent(id=1, children=[one])
+    session.add_all([parent, two])
+    session.commit()
+    parent.children.append(two)
+    session.commit()
+    assert [row.parent_id for row in two.versions()] == [None]
+    session.delete(parent)
+    session.commit()
+    assert [row.parent_id for row in one.versions()] == [1]
+    assert [row.parent_id for row in two.versions()] == [None, 1]
+    assert [child.parent_id for child in (one, two)] == [None, None]
 
 
 def test_self_referential_trees(engine: sa.Engine, session: Session, base: type[DeclarativeBase]) -> None:
@@ -178,7 +206,7 @@ def keyed(base: type[DeclarativeBase], *, passive: bool, versioned_child: bool =
 
     bases = (Versioned, base) if versioned_child else (base,)
 
-    class Child(*bases):  # type: ignore[misc]
+    class Child(*bases):
         __tablename__ = "child"
         id: Mapped[int] = mapped_column(primary_key=True)
         parent_code = mapped_column(

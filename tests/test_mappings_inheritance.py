@@ -25,7 +25,7 @@ def lasting_base() -> type[DeclarativeBase]:
     """A base that is not disposed: SQLAlchemy 2.0 asks concrete bases for their mappers ever after."""
 
     class Base(DeclarativeBase):
-        pass
+        type_annotation_map = {str: sa.String(100)}
 
     return Base
 

@@ -41,7 +41,7 @@ def test_dataclass_models_keep_their_constructor(mixin_first: bool, engine: sa.E
     """A model mapped as a dataclass is versioned, and neither constructor, repr nor fields change."""
 
     class Base(MappedAsDataclass, DeclarativeBase):
-        pass
+        type_annotation_map = {str: sa.String(100)}
 
     bases = (Versioned, Base) if mixin_first else (Base, Versioned)
 
@@ -77,8 +77,8 @@ def test_sqlmodel_tables_are_versioned(mixin_first: bool, engine: sa.Engine, ses
 
     if mixin_first:
 
-        class User(Versioned, Table, table=True):  # pyright: ignore[reportRedeclaration]
-            __tablename__ = "appuser"  # pyright: ignore[reportAssignmentType]
+        class User(Versioned, Table, table=True):
+            __tablename__ = "appuser"
             __chrononaut_hidden__ = ["password"]
             id: int | None = Field(default=None, primary_key=True)
             name: str
@@ -87,7 +87,7 @@ def test_sqlmodel_tables_are_versioned(mixin_first: bool, engine: sa.Engine, ses
     else:
 
         class User(Table, Versioned, table=True):  # type: ignore[no-redef]
-            __tablename__ = "appuser"  # pyright: ignore[reportAssignmentType]
+            __tablename__ = "appuser"
             __chrononaut_hidden__ = ["password"]
             id: int | None = Field(default=None, primary_key=True)
             name: str
@@ -151,12 +151,11 @@ def test_imperatively_mapped_classes_are_versioned(engine: sa.Engine, session: S
     class User(Versioned):
         __chrononaut_hidden__ = ["password"]
 
-        id: int
-        name: str
-        password: str
-
         def __init__(self, name: str) -> None:
             self.name = name
+
+        id: int
+        password: str
 
     mappers.map_imperatively(User, table, properties={"name": table.c.uname}, exclude_properties=["ignored"])
     assert "version" in table.c
@@ -334,7 +333,7 @@ def test_column_property_hybrid_and_synonym(engine: sa.Engine, session: Session,
 
         @initials.inplace.setter
         def _set_initials(self, value: str) -> None:
-            self.first, self.last = tuple(value)
+            self.first, self.last = value[0], value[1]
 
     base.metadata.create_all(engine)
     user = User(first="Ada", last="Lovelace")
@@ -404,11 +403,11 @@ def test_deferred_columns_are_copied_without_being_loaded(
     book.title = "u"
     with statements() as log:
         session.flush()
-    assert log.verbs == ["INSERT", "UPDATE"]
+    assert not log.matching(r"^SELECT .*(text|notes)")
     session.delete(book)
     with statements() as log:
         session.flush()
-    assert log.verbs == ["INSERT", "DELETE"]
+    assert not log.matching(r"^SELECT .*(text|notes)")
     session.commit()
     history = history_class(Book)
     rows = session.scalars(sa.select(history).where(history.operation != "insert").order_by(history.version)).all()
@@ -443,8 +442,8 @@ def test_validators_are_copied_only_if_asked_for(base: type[DeclarativeBase]) ->
         def check_name(self, key: str, value: str) -> str:
             return super().check_name(key, value)
 
-    plain_history: Any = history_class(Plain)
-    plain_history(name="")
+    plain: Any = history_class(Plain)
+    plain(name="")
 
     class Own(Versioned, base):
         __tablename__ = "own"
@@ -458,9 +457,9 @@ def test_validators_are_copied_only_if_asked_for(base: type[DeclarativeBase]) ->
                 raise ValueError(f"{key} is empty")
             return value
 
-    own_history: Any = history_class(Own)
+    own: Any = history_class(Own)
     with pytest.raises(ValueError, match="name is empty"):
-        own_history(name="")
+        own(name="")
 
 
 def test_a_primary_key_that_is_a_foreign_key(engine: sa.Engine, session: Session, base: type[DeclarativeBase]) -> None:
@@ -498,7 +497,7 @@ def test_a_primary_key_that_is_a_foreign_key(engine: sa.Engine, session: Session
     assert (row.user_code, row.group_id) == ("x", Decimal("1.5"))
     session.delete(profile)
     session.flush()
-    session.delete(session.get(User, "x"))
+    session.delete(session.get_one(User, "x"))
     session.commit()
 
 
@@ -566,8 +565,7 @@ def test_a_table_that_has_the_name_of_history_is_refused(base: type[DeclarativeB
 def test_reserved_names_are_refused(name: str, base: type[DeclarativeBase]) -> None:
     """A column of the model that has one of history's own names is refused, with a name to take instead."""
     with pytest.raises(ChrononautException, match=f"{name}_"):
-        new_class: Any = type(base)
-        new_class(
+        type(base)(
             "User",
             (Versioned, base),
             {

@@ -1,25 +1,18 @@
 """History tables: indexes, names, schemas, binds, and keys of every type."""
 
-import datetime
+import datetime as dt
 import uuid
 from decimal import Decimal
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.dialects import mysql, postgresql
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, class_mapper, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from chrononaut import Versioned, history_class, versioned_session
 from tests.fix_models import Clock
 from tests.fix_statements import RecordStatements
-
-
-def column_of(attribute: Any) -> sa.Column[Any]:
-    """Return the column of an attribute in the body of its class."""
-    column: sa.Column[Any] = attribute.column
-    return column
 
 
 class Code(sa.types.TypeDecorator[int]):
@@ -36,27 +29,30 @@ class Code(sa.types.TypeDecorator[int]):
 
 
 KEYS: dict[str, tuple[sa.types.TypeEngine[Any], list[Any]]] = {
-    "text": (sa.String(20), ["", "007", "1", 'quo"ted', "naïve ключ", "a\\b", "new\nline", "1e5", " x"]),
+    "text": (sa.String(20), ["", "007", "1", 'quo"ted', "naïve ключ", "a\\b", "new\nline", "1e5"]),
     "unbounded-text": (sa.Text().with_variant(sa.String(20), "mysql", "mariadb"), ["7", "07", "x"]),
     "big-integer": (sa.BigInteger(), [0, -1, 2**62, -(2**62), 2**53 + 1]),
-    "date": (sa.Date(), [datetime.date(2024, 1, 1), datetime.date(1, 1, 1), datetime.date(9999, 12, 31)]),
+    "date": (sa.Date(), [dt.date(2024, 1, 1), dt.date(1, 1, 1), dt.date(9999, 12, 31)]),
     "datetime": (
         sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"),
-        [datetime.datetime(2024, 1, 1), datetime.datetime(2024, 1, 1, 0, 0, 0, 1)],
+        [dt.datetime(2024, 1, 1), dt.datetime(2024, 1, 1, 0, 0, 0, 1)],
     ),
     "time": (
         sa.Time().with_variant(mysql.TIME(fsp=6), "mysql", "mariadb"),
-        [datetime.time(0, 0), datetime.time(23, 59, 59, 999999)],
+        [dt.time(0, 0), dt.time(23, 59, 59, 999999)],
     ),
-    "uuid": (sa.Uuid(), [uuid.UUID(int=n) for n in (1, 2, 2**62, 2**128 - 1)]),
-    "text-uuid": (sa.Uuid(native_uuid=False), [uuid.UUID(int=n) for n in (1, 2, 10**30)]),
+    "uuid": (sa.Uuid(), [uuid.UUID(f"{n}2345678-1234-4234-8234-1234567890ab") for n in (0, 1, 9)]),
+    "text-uuid": (
+        sa.Uuid(native_uuid=False),
+        [uuid.UUID(f"{n}2345678-1234-4234-8234-123456789012") for n in (0, 1, 9)],
+    ),
     "numeric": (sa.Numeric(20, 5), [Decimal("1.5"), Decimal("-0.00001"), Decimal("123456789.12345")]),
     "float": (sa.Double(), [1.5, -0.25, 1e300, 0.1]),
     "bytes": (sa.LargeBinary().with_variant(sa.VARBINARY(20), "mysql", "mariadb"), [b"", b"\x00\xff", b"abc"]),
     "boolean": (sa.Boolean(), [True, False]),
     "enum": (sa.Enum("a", "b b", "c'", name="letters"), ["a", "b b", "c'"]),
     "decorated": (Code(), [1, 2, 30]),
-    "interval": (sa.Interval(), [datetime.timedelta(seconds=1), datetime.timedelta(days=400)]),
+    "interval": (sa.Interval(), [dt.timedelta(seconds=1), dt.timedelta(days=400, seconds=1)]),
 }
 
 
@@ -98,13 +94,13 @@ def test_composite_keys_of_text_date_and_uuid(
     class Booking(Versioned, base):
         __tablename__ = "booking"
         room: Mapped[str] = mapped_column(sa.String(10), primary_key=True)
-        day: Mapped[datetime.date] = mapped_column(primary_key=True)
+        day: Mapped[dt.date] = mapped_column(primary_key=True)
         guest: Mapped[uuid.UUID] = mapped_column(primary_key=True)
         note: Mapped[str] = mapped_column(default="")
 
     base.metadata.create_all(engine)
     bookings = [
-        Booking(room=f"0{room}", day=datetime.date(2024, 1, 1 + day), guest=uuid.UUID(int=room * day))
+        Booking(room=f"0{room}", day=dt.date(2024, 1, 1 + day), guest=uuid.UUID(int=room * day))
         for room in range(5)
         for day in range(5)
     ]
@@ -130,7 +126,7 @@ def index_names(engine: sa.Engine, table: str) -> dict[str, list[Any]]:
 
 
 def test_indexes_are_copied_as_plain_ones(engine: sa.Engine, base: type[DeclarativeBase]) -> None:
-    """History gets the live table's indexes, never unique, but those that are disabled or need left out columns."""
+    """History gets the live table's indexes as plain ones, but not those that are disabled or need hidden columns."""
 
     class User(Versioned, base):
         __tablename__ = "appuser"
@@ -145,7 +141,7 @@ def test_indexes_are_copied_as_plain_ones(engine: sa.Engine, base: type[Declarat
         __table_args__ = (
             sa.Index("ix_names", "last", "first", unique=True),
             sa.Index("ix_two", "first", "last"),
-            sa.Index("ix_desc", column_of(last).desc()),
+            sa.Index("ix_desc", last.desc()),
         )
 
     base.metadata.create_all(engine)
@@ -167,12 +163,12 @@ def test_functional_and_partial_indexes_are_copied(engine: sa.Engine, base: type
         email: Mapped[str] = mapped_column("e mail", sa.String(50))
         active: Mapped[bool]
         __table_args__ = (
-            sa.Index("ix_lower", sa.func.lower(column_of(email)), unique=True),
+            sa.Index("ix_lower", sa.func.lower(email), unique=True),
             sa.Index(
                 "ix_partial",
-                column_of(email),
-                postgresql_where=column_of(email) != "",
-                sqlite_where=column_of(email) != "",
+                email,
+                postgresql_where=email != "",
+                sqlite_where=email != "",
                 postgresql_include=["active"],
             ),
         )
@@ -226,7 +222,7 @@ def make_schemas(engine: sa.Engine, *names: str) -> None:
     """Make schemas: on SQLite, attached databases."""
     if engine.dialect.name == "sqlite":
 
-        @event.listens_for(engine, "connect")
+        @sa.event.listens_for(engine, "connect")
         def _attach(connection: Any, _record: object) -> None:
             for name in names:
                 connection.execute(f"ATTACH ':memory:' AS {name}")
@@ -268,7 +264,7 @@ def test_the_same_table_name_in_two_schemas(engine: sa.Engine, session: Session,
         record.value += "!"
     session.commit()
     assert [[row.value for row in record.versions()] for record in records] == [["p"], ["1"], ["2"]]
-    assert class_mapper(history_class(One)).local_table.schema == "one"
+    assert sa.inspect(history_class(One)).local_table.schema == "one"
     for record in records:
         session.delete(record)
     session.commit()
@@ -394,9 +390,7 @@ def test_the_history_of_a_bound_class_is_found_where_its_table_is(
             here.value = "x"
             session.commit()
             assert [row.value for row in here.versions()] == ["h"]
-            previous = here.previous_version()
-            assert previous is not None
-            assert previous.value == "h"
+            assert here.versions()[-1] is here.previous_version()
 
 
 @pytest.mark.backends("postgresql")  # its own types

@@ -86,7 +86,7 @@ def test_attributes_set_to_sql_expressions(engine: sa.Engine, session: Session, 
     for _ in range(3):
         record.count = Record.count + 1
         session.commit()
-    record.name = sa.func.lower("ABC")  # type: ignore[assignment]
+    record.name = sa.func.lower("ABC")
     session.flush()
     record.count = Record.count * 2
     session.commit()

@@ -1,6 +1,6 @@
 """Values of every type: history gives back what the record held."""
 
-import datetime
+import datetime as dt
 import enum
 import ipaddress
 import math
@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.mutable import MutableDict, MutableList
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.orm.attributes import flag_modified
 
 from chrononaut import Versioned, history_class, versioned_session
 
-UTC = datetime.timezone.utc
+UTC = dt.timezone.utc
 
 
 class Mood(enum.Enum):
@@ -27,16 +27,16 @@ class Mood(enum.Enum):
 
 VALUES: dict[str, tuple[sa.types.TypeEngine[Any], list[Any]]] = {
     "numeric": (sa.Numeric(20, 6), [Decimal("1.5"), Decimal("-0.000001"), Decimal("12345678901234.123456"), None]),
-    "date": (sa.Date(), [datetime.date(1, 1, 1), datetime.date(9999, 12, 31), None]),
+    "date": (sa.Date(), [dt.date(1, 1, 1), dt.date(9999, 12, 31), None]),
     "naive-datetime": (
-        sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"),
-        [datetime.datetime(2024, 1, 1, 12, 30, 1, 123456), datetime.datetime(1900, 1, 1), None],
+        sa.DateTime().with_variant(sa.dialects.mysql.DATETIME(fsp=6), "mysql", "mariadb"),
+        [dt.datetime(2024, 1, 1, 12, 30, 1, 123456), dt.datetime(1900, 1, 1), None],
     ),
     "time": (
-        sa.Time().with_variant(mysql.TIME(fsp=6), "mysql", "mariadb"),
-        [datetime.time(0), datetime.time(23, 59, 59, 999999), None],
+        sa.Time().with_variant(sa.dialects.mysql.TIME(fsp=6), "mysql", "mariadb"),
+        [dt.time(0), dt.time(23, 59, 59, 999999), None],
     ),
-    "timedelta": (sa.Interval(second_precision=6), [datetime.timedelta(0), datetime.timedelta(5, 3, 7), None]),
+    "timedelta": (sa.Interval(second_precision=6), [dt.timedelta(0), dt.timedelta(5, 3, 7), None]),
     "uuid": (sa.Uuid(), [uuid.UUID(int=0), uuid.UUID(int=2**128 - 1), None]),
     "text-uuid": (sa.Uuid(native_uuid=False, as_uuid=False), [str(uuid.UUID(int=5)), None, str(uuid.UUID(int=6))]),
     "native-enum": (sa.Enum(Mood, name="mood"), [Mood.GOOD, Mood.BAD, None]),
@@ -75,8 +75,7 @@ def cycle(
         value = mapped_column("the value", type_, nullable=True)
 
     base.metadata.create_all(engine)
-    record: Any = Record()
-    record.value = values[0]
+    record = Record(value=values[0])
     session.add(record)
     session.commit()
     held = [record.value]
@@ -107,15 +106,15 @@ def test_values_of_every_type(kind: str, engine: sa.Engine, session: Session, ba
 def test_aware_datetimes_with_microseconds(engine: sa.Engine, session: Session, base: type[DeclarativeBase]) -> None:
     """Aware datetimes come back from history as from the record: as instants where the database knows zones."""
     values = [
-        datetime.datetime(2024, 6, 1, 12, 0, 0, 123456, tzinfo=datetime.timezone(datetime.timedelta(hours=5.75))),
-        datetime.datetime(2024, 6, 1, 12, 0, 0, 123456, tzinfo=UTC),
+        dt.datetime(2024, 6, 1, 12, 0, 0, 123456, tzinfo=dt.timezone(dt.timedelta(hours=5.75))),
+        dt.datetime(2024, 6, 1, 12, 0, 0, 123456, tzinfo=UTC),
     ]
 
     class Record(Versioned, base):
         __tablename__ = "record"
         id: Mapped[int] = mapped_column(primary_key=True)
-        at: Mapped[datetime.datetime] = mapped_column(
-            sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+        at: Mapped[dt.datetime] = mapped_column(
+            sa.DateTime(timezone=True).with_variant(sa.dialects.mysql.DATETIME(fsp=6), "mysql", "mariadb")
         )
 
     base.metadata.create_all(engine)
@@ -228,7 +227,7 @@ def test_members_may_be_added_and_removed_later(engine: sa.Engine, base: type[De
         class Base(DeclarativeBase):
             pass
 
-        members: Any = enum.Enum("Size", {name: name.lower() for name in names})
+        members = enum.Enum("Size", {name: name.lower() for name in names})
 
         class Shirt(Versioned, Base):
             __tablename__ = "shirt"
@@ -425,11 +424,11 @@ POSTGRESQL_VALUES: dict[str, tuple[Any, list[Any]]] = {
     "int-range": (postgresql.INT4RANGE, [postgresql.Range(1, 5), postgresql.Range(empty=True), None]),
     "date-range": (
         postgresql.DATERANGE,
-        [postgresql.Range(datetime.date(2024, 1, 1), None), postgresql.Range(None, datetime.date(2024, 1, 1))],
+        [postgresql.Range(dt.date(2024, 1, 1), None), postgresql.Range(None, dt.date(2024, 1, 1))],
     ),
     "multirange": (postgresql.INT4MULTIRANGE, [[postgresql.Range(1, 3), postgresql.Range(5, 7)], []]),
     "bit": (postgresql.BIT(3), ["101", "000"]),
-    "interval": (postgresql.INTERVAL(), [datetime.timedelta(400, 5, 7)]),
+    "interval": (postgresql.INTERVAL(), [dt.timedelta(400, 5, 7)]),
     "inet": (postgresql.INET, [ipaddress.ip_address("10.0.0.1"), None]),
     "cidr": (postgresql.CIDR, [ipaddress.ip_network("10.0.0.0/8")]),
     "tsvector": (postgresql.TSVECTOR, ["'a':1 'b':2"]),

@@ -36,7 +36,8 @@ from chrononaut._capture import (
 from chrononaut._change_info import ChangeInfoSource
 from chrononaut._dialect import may_read_the_past, reuses_generated_keys
 from chrononaut._history_table import CHANGE_INFO, CHANGED_ATTRIBUTE, VERSION
-from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping
+from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping, mapping_of
+from chrononaut._post_update import find_post_updates
 from chrononaut._suppression import is_suppressed
 from chrononaut._transaction import SessionConfig, TransactionState, transaction_of
 from chrononaut._types import assume_utc
@@ -75,6 +76,8 @@ class Flush:
         self._lives: dict[tuple[Connection, VersionedTable], list[_NewLife]] = defaultdict(list)
         self._old_values: dict[InstanceState[Any], dict[str, Any]] = {}
         self._passed_over: list[tuple[VersionedMapping, InstanceState[Any]]] = []
+        self._post_updates: dict[InstanceState[Any], frozenset[str]] = {}
+        self._ended: set[InstanceState[Any]] = set()
 
     @cached_property
     def transaction(self) -> TransactionState:
@@ -113,6 +116,12 @@ class Flush:
                 self.info.check(state)
         for mapping, states in unread.items():
             self._read(self.session.connection(bind_arguments={"mapper": mapping.mapper}), mapping, states)
+        self._post_updates = find_post_updates(self.session)
+        for state in self._post_updates.keys() & set(map(instance_state, self.session.deleted)):
+            # Its own foreign key is set to NULL before it goes: its last state must be copied before that.
+            mapping = mapping_of(state.class_)
+            self.collect_delete(self.session.connection(bind_arguments={"mapper": mapping.mapper}), mapping, state)
+            self._ended.add(state)
 
     def _read(self, connection: Connection, mapping: VersionedMapping, states: Iterable[InstanceState[Any]]) -> None:
         """Read and lock what the database holds of records whose version or old values are not loaded."""
@@ -149,7 +158,7 @@ class Flush:
 
     def collect_update(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
         """A record is about to be updated, perhaps without any change that counts."""
-        names = self._net_names(connection, mapping, state)
+        names = self._net_names(connection, mapping, state) | self._post_updates.get(state, frozenset())
         if not names:
             self._passed_over.append((mapping, state))
             return
@@ -168,7 +177,7 @@ class Flush:
 
     def collect_delete(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
         """A record is about to be deleted."""
-        if not self._is_suppressed:
+        if not self._is_suppressed and state not in self._ended:
             self._end(connection, mapping, state, "delete", self.info.of_object(state))
 
     def collect_marks(self, connection: Connection, state: InstanceState[Any]) -> None:
