@@ -1,5 +1,8 @@
 """Flask applications on the ``engine`` fixture's database."""
 
+# What Flask-SQLAlchemy's own types do not tell:
+# pyright: reportCallIssue=false, reportOptionalMemberAccess=false
+
 import contextlib
 import secrets
 from collections.abc import Callable, Iterator
