@@ -1,5 +1,8 @@
 """Flask applications on the ``engine`` fixture's database."""
 
+# What Flask-SQLAlchemy's own types do not tell:
+# pyright: reportCallIssue=false, reportOptionalMemberAccess=false
+
 import contextlib
 import secrets
 from collections.abc import Callable, Iterator
@@ -54,7 +57,8 @@ def second_url(engine: sa.Engine, tmp_path: Path) -> Iterator[sa.URL]:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
     yield engine.url.set(database=name)
     with keeper.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+        force = " WITH (FORCE)" if engine.dialect.name == "postgresql" else ""
+        connection.exec_driver_sql(f"DROP DATABASE {name}{force}")
 
 
 class Site:

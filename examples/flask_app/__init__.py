@@ -3,6 +3,9 @@
 Run it with ``hatch run flask-demo``, log in as ada or as mary (the password is "demo"), and edit.
 """
 
+# What neither Flask-SQLAlchemy's types nor Flask-Login's missing ones tell:
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import difflib

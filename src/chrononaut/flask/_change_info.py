@@ -55,22 +55,32 @@ def fetch_change_info() -> ChangeInfo:
 def requires_extra_change_info() -> bool:
     """Tell whether the current application refuses changes without extra info."""
     app = _current_app()
-    return app is not None and bool(app.config.get(REQUIRE_EXTRA))
+    return app is not None and bool(_setting(app, REQUIRE_EXTRA))
 
 
 def _custom_info(app: Flask) -> Mapping[str, Any]:
-    fetch = app.config.get(CUSTOM_INFO)
+    fetch = _setting(app, CUSTOM_INFO)
     if fetch is None:
         return {}
-    given = fetch() if callable(fetch) else fetch
+    if not callable(fetch):
+        raise _wrong_setting("is", fetch)
+    given: Any = fetch()
     if given is None:
         return {}
-    if not callable(fetch) or not isinstance(given, Mapping):
-        raise ChangeInfoError(
-            f"The config {CUSTOM_INFO} must be a callable that returns a mapping or None, but it "
-            f"{'returned' if callable(fetch) else 'is'} a {type(given).__name__}."
-        )
+    if not isinstance(given, Mapping):
+        raise _wrong_setting("returned", given)
     return cast("Mapping[str, Any]", given)
+
+
+def _wrong_setting(what: str, value: object) -> ChangeInfoError:
+    return ChangeInfoError(
+        f"The config {CUSTOM_INFO} must be a callable that returns a mapping or None, but it {what} a "
+        f"{type(value).__name__}."
+    )
+
+
+def _setting(app: Flask, key: str) -> Any:
+    return cast("dict[str, Any]", app.config).get(key)
 
 
 def _current_app() -> Flask | None:

@@ -52,10 +52,11 @@ class VersionedSQLAlchemy(SQLAlchemy):
     def _make_declarative_base(self, model_class: Any, *arguments: Any, **options: Any) -> Any:
         # Flask-SQLAlchemy 3.1 makes `db.Model` from a copy of the class, which SQLAlchemy 2.1 refuses where it
         # finds that the copy is a dataclass already. It is made one again, with the same fields.
-        fields = vars(model_class).get("__dataclass_fields__")
-        if fields is None or not issubclass(model_class, MappedAsDataclass):
+        base: Any = model_class
+        if "__dataclass_fields__" not in vars(base) or not issubclass(base, MappedAsDataclass):
             return super()._make_declarative_base(model_class, *arguments, **options)
-        delattr(model_class, "__dataclass_fields__")
+        fields = model_class.__dataclass_fields__
+        del model_class.__dataclass_fields__
         try:
             return super()._make_declarative_base(model_class, *arguments, **options)
         finally:

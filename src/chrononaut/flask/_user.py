@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import flask
 from flask import Flask, current_app, g, has_request_context, request
@@ -62,7 +62,7 @@ def _current_user() -> Any:
 
 
 @contextmanager
-def _asking() -> Iterator[None]:
+def _asking() -> Generator[None]:
     before = g.get(_ASKING, False)
     setattr(g, _ASKING, True)
     try:
@@ -100,8 +100,8 @@ def _flask_login() -> Any:
 
 
 def _email(user: Any) -> Any:
-    state = inspect(user, raiseerr=False)
-    if isinstance(state, InstanceState) and state.persistent and "email" in state.mapper.columns:
+    state = cast("InstanceState[Any] | None", inspect(user, raiseerr=False))
+    if state is not None and state.persistent and "email" in state.mapper.columns:
         history = state.attrs["email"].history
         if history.deleted:
             return history.deleted[0]
