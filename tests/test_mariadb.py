@@ -340,6 +340,24 @@ def test_record_that_another_deleted_is_stale(stored: type[Any], two: tuple[Sess
 
 
 @mariadb
+def test_snapshot_isolation_is_passed_on(
+    stored: type[Any], session: Session, session_factory: sessionmaker[Session]
+) -> None:
+    """Where MariaDB itself refuses to change what others changed, its own error comes, and nothing is written."""
+    session.execute(sa.text("SET SESSION innodb_snapshot_isolation = ON"))
+    session.commit()
+    mine = session.scalars(sa.select(stored).order_by(stored.id)).all()
+    with session_factory.begin() as other:
+        other.get_one(stored, 2).name = "other"
+    for record in mine:
+        record.name = "mine"
+    with pytest.raises(OperationalError, match="Record has changed since last read"):
+        session.flush()
+    session.rollback()
+    assert history_of(session_factory, stored, 1) == [(-1, "insert", None)]
+
+
+@mariadb
 @pytest.mark.parametrize("with_neighbour", [False, True], ids=["alone", "among others"])
 @pytest.mark.parametrize("has_birth", [True, False], ids=["birth", "suppressed"])
 def test_key_that_another_used_meanwhile_goes_on_counting(
