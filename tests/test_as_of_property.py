@@ -24,7 +24,7 @@ from sqlalchemy.orm import (
     with_polymorphic,
 )
 
-from chrononaut import RecordChanges, Versioned, as_of, versioned_session
+from chrononaut import RecordChanges, Versioned, as_of, versioned_session, versioned_table
 from tests.fix_models import Clock
 
 Query = Callable[[Session], Any]
@@ -34,7 +34,8 @@ EXAMPLES = int(os.environ.get("CHRONONAUT_TEST_EXAMPLES", "80"))
 
 OPERATIONS = (
     "add_team", "add_person", "add_engineer", "join", "join", "rename_team", "change_person", "change_engineer",
-    "change_role", "move_team", "leave", "delete_team", "delete_person", "commit", "commit", "commit", "rollback",
+    "change_role", "like", "like", "move_team", "leave", "delete_team", "delete_person",
+    "commit", "commit", "commit", "rollback",
 )  # fmt: skip
 STEPS = st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 5), st.integers(0, 5)), min_size=5, max_size=30)
 
@@ -43,6 +44,15 @@ class World:
     """Three related models, and what can happen to their records."""
 
     def __init__(self, base: type[DeclarativeBase]) -> None:
+        fans = versioned_table(
+            sa.Table(
+                "fan",
+                base.metadata,
+                sa.Column("team_id", sa.ForeignKey("team.id"), primary_key=True),
+                sa.Column("person_id", sa.ForeignKey("person.id"), primary_key=True),
+            )
+        )
+
         class Team(Versioned, base):
             __tablename__ = "team"
             id: Mapped[int] = mapped_column(primary_key=True)
@@ -63,6 +73,7 @@ class World:
             memberships: Mapped[list["Membership"]] = relationship(
                 back_populates="person", cascade="all, delete-orphan", order_by="Membership.team_id"
             )
+            idols: Mapped[list[Team]] = relationship(secondary=fans, order_by=Team.id, back_populates="fans")
             __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
 
         class Engineer(Person):
@@ -102,6 +113,8 @@ class World:
             membership.role += "!"
         elif operation == "move_team" and team:
             team.parent = session.get(Team, other) if other < one else None
+        elif operation == "like" and team and person:
+            (team.fans.remove if person in team.fans else team.fans.append)(person)
         elif operation == "leave" and (membership := session.get(Membership, (other, one))):
             session.delete(membership)
         elif operation == "delete_team" and team:
@@ -150,6 +163,11 @@ class World:
     def query_subqueryload(self, session: Session) -> Any:
         teams = session.scalars(sa.select(self.Team).options(subqueryload(self.Team.people)).order_by(self.Team.id))
         return [(t.name, [(type(p).__name__, p.name) for p in t.people]) for t in teams]
+
+    def query_secondary(self, session: Session) -> Any:
+        teams = session.scalars(sa.select(self.Team).options(selectinload(self.Team.fans)).order_by(self.Team.id))
+        people = session.scalars(sa.select(self.Person).where(self.Person.idols.any(self.Team.id < 3)))
+        return [(t.id, [p.name for p in t.fans]) for t in teams], sorted((p.id, len(p.idols)) for p in people)
 
     def query_aggregate(self, session: Session) -> Any:
         Team, Membership = self.Team, self.Membership

@@ -129,6 +129,7 @@ class _PastSession(Session):
         self._past = past
         self._outer = outer
         self._connections: list[Connection] = []
+        self._options: dict[Any, dict[str, Any]] = {}
         event.listen(self, "do_orm_execute", _do_orm_execute)
         event.listen(self, "loaded_as_persistent", _loaded_as_persistent)
         if bind is not None:
@@ -178,14 +179,19 @@ class _PastSession(Session):
             )
         if state.execution_options.get("populate_existing"):
             self.expire_all()
-        # What is not in history would come as NULL into objects that exist; the past does not change anyway.
-        state.update_execution_options(populate_existing=False)
+        mapper = state.bind_mapper
+        home = _home(mapper) or home_of(statement)
         schemas = state.execution_options.get("schema_translate_map")
-        if schemas is None:
-            bind: Any = self.get_bind(**state.bind_arguments)
-            schemas = bind.get_execution_options().get("schema_translate_map")
-        home = _home(state.bind_mapper) or home_of(statement)
-        state.update_execution_options(**self._past.execution_options(home, schemas or {}, state.is_column_load))
+        if schemas is not None:
+            options = self._past.execution_options(home, schemas, state.is_column_load)
+        else:
+            memo = (mapper, home, state.is_column_load)
+            if memo not in self._options:
+                bind: Any = self.get_bind(**state.bind_arguments)
+                schemas = bind.get_execution_options().get("schema_translate_map") or {}
+                self._options[memo] = self._past.execution_options(home, schemas, state.is_column_load)
+            options = self._options[memo]
+        state.update_execution_options(**options)
 
     # --- what is read only
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from weakref import WeakSet
 
 from sqlalchemy import Column, Connection, Dialect, MetaData, Table
@@ -65,7 +65,8 @@ class PastCache:
         return self.compiled
 
 
-class Request(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Request:
     """What a statement of a past session carries along."""
 
     past: Past
@@ -85,6 +86,7 @@ class Past:
     at: datetime
     unversioned: Unversioned
     _sources: dict[Any, tuple[str, str]] = field(default_factory=dict[Any, tuple[str, str]])
+    _rewritten: dict[Any, str] = field(default_factory=dict[Any, str])
 
     @cached_property
     def metadatas(self) -> list[MetaData]:
@@ -110,6 +112,8 @@ class Past:
         options: dict[str, Any] = {
             "schema_translate_map": markers,
             _INFO_KEY: Request(self, home, schemas, is_column_load),
+            # What is not in history would come as NULL into objects that exist; the past does not change anyway.
+            "populate_existing": False,
         }
         if home is not None:
             options["compiled_cache"] = PastCache.of(home).compiled_statements()
@@ -123,15 +127,23 @@ class Past:
         if request is None or request.past is not self:
             return statement, parameters
         self._check(context, request)
+        memo = (request, connection.dialect, statement)
+        rewritten = self._rewritten.get(memo)
+        if rewritten is None:
+            if len(self._rewritten) > _CACHE_LIMIT:
+                self._rewritten.clear()
+            rewritten = self._rewritten[memo] = self._rewrite(connection.dialect, request, statement)
+        return rewritten, parameters
 
+    def _rewrite(self, dialect: Dialect, request: Request, statement: str) -> str:
         def replace(match: re.Match[str]) -> str:
             number, token, is_prefix, has_alias = match.groups()
-            name, source = self._source(connection.dialect, request, int(number), token)
+            name, source = self._source(dialect, request, int(number), token)
             if is_prefix or not source:
                 return name
             return source if has_alias else f"{source} AS {name}"
 
-        return _MARKED.sub(replace, statement), parameters
+        return _MARKED.sub(replace, statement)
 
     # --- what may be asked
 
