@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from chrononaut._as_of import as_of
 from chrononaut._associations import versioned_table
 from chrononaut._change_info import append_change_info, extra_change_info, rationale
+from chrononaut._changes import changes
 from chrononaut._history_record import HistoryRecord
 from chrononaut._reader import history_class, select_versions
 from chrononaut._record_changes import RecordChanges
 from chrononaut._session import versioned_session
+from chrononaut._timeline import Change
 from chrononaut._versioned import Versioned
 from chrononaut.exceptions import (
     ChrononautException,
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from chrononaut.flask import VersionedSQLAlchemy
 
 __all__ = [
+    "Change",
     "ChangeInfoProvider",
     "ChrononautException",
     "HiddenAttributeError",
@@ -37,6 +41,8 @@ __all__ = [
     "Versioned",
     "VersionedSQLAlchemy",
     "append_change_info",
+    "as_of",
+    "changes",
     "extra_change_info",
     "history_class",
     "rationale",

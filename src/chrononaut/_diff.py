@@ -17,10 +17,10 @@ def diff_states(record: object, from_model: object, to: object, include_hidden: 
     """Return what differs between two states of a record: see ``Versioned.diff``."""
     mapping = mapping_of(type(record))
     source = from_model  # not narrowed: a checker forgets the type arguments then
-    start = _own_state(mapping, record, from_model)
+    start = own_version(mapping, record, from_model)
     if not isinstance(from_model, HistoryRecord):
         raise ChrononautException(f"diff() starts from a history row of this {mapping.name}, not from itself.")
-    end = None if to is None or to is record else _own_state(mapping, record, to)
+    end = None if to is None or to is record else own_version(mapping, record, to)
     if end is not None and end < start:
         raise ChrononautException(
             f"diff() was asked for the way from version {start} back to the older version {end}: swap the two."
@@ -37,7 +37,7 @@ def diff_states(record: object, from_model: object, to: object, include_hidden: 
     return differences
 
 
-def _own_state(mapping: VersionedMapping, record: object, state: object) -> int:
+def own_version(mapping: VersionedMapping, record: object, state: object) -> int:
     """Return the version of a history row, which must be one of the record's own."""
     if not isinstance(state, HistoryRecord):
         if state is record:

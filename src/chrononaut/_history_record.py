@@ -50,6 +50,22 @@ class HistoryRecord(Generic[Model], metaclass=_HistoryMeta):
 
         def __getattr__(self, name: str) -> Any: ...
 
+    def restore(self, **values: Any) -> Model:
+        """Bring a deleted record back under its key, in this state, and add it to this row's session.
+
+        It is an ordinary insert of the next flush, and continues the record's history. Relationships are left to the
+        caller. Database errors, e.g. for a value that has become somebody else's, come from the flush. E.g.::
+
+            row = session.scalars(select(history_class(User)).where(history_class(User).operation == "delete")).one()
+            user = row.restore(password=make_password())
+
+        :param values: what history does not hold (hidden and untracked attributes), or should not be as it was.
+        :return: the record, pending.
+        :raises ChrononautException: if the record exists, if the row is in no session, if a value is missing that
+            neither history nor the database supplies, or for a value that is no attribute or part of the key.
+        """
+        return cast("Model", self.__chrononaut_model__.__chrononaut_restore__(self, values))
+
     def __repr__(self) -> str:
         state = cast("InstanceState[Any]", inspect(self))
         key = ", ".join(repr(part) for part in state.identity or ())

@@ -127,7 +127,8 @@ def build_history_table(
     for column in (
         Column(VERSION, Integer, primary_key=True, autoincrement=False),
         Column(BEGAN, instant_type()),
-        Column(CHANGED, instant_type(), nullable=False),
+        # What ended lately is asked for by each look at the past and by every feed.
+        Column(CHANGED, instant_type(), nullable=False, index=CHANGED not in disabled_indexes),
         Column(CHANGE_INFO, change_info_type(), nullable=False),
         Column(OPERATION, String(6), nullable=False),
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapper
 
+from chrononaut._change_info import ChangeInfoHooks
 from chrononaut._history_table import CHANGED_ATTRIBUTE, VERSION, VersionColumn, is_tracked
 from chrononaut._options import find_mapper
 from chrononaut.exceptions import ChrononautException, MappingError
@@ -182,3 +183,19 @@ def mapping_of(cls: type) -> VersionedMapping:
             why = "does not have the `Versioned` mixin"
         raise ChrononautException(f"{cls.__name__} has no history: it {why}.")
     return mapping
+
+
+def versioned_models() -> Iterator[VersionedMapping]:
+    """Yield how each versioned model of this program is versioned; a base before what inherits from it."""
+    seen: set[type] = set()
+    classes: list[type] = [ChangeInfoHooks]
+    for cls in classes:
+        subclasses: list[type] = cls.__subclasses__()
+        for subclass in subclasses:
+            if subclass not in seen:
+                seen.add(subclass)
+                classes.append(subclass)
+        mapping = find_mapping(cls)
+        # A class outlives its registry for a while.
+        if mapping is not None and find_mapper(cls) is mapping.mapper:
+            yield mapping

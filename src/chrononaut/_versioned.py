@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, overload
 
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import InstanceState, Mapped, Mapper, Query, declared_attr
@@ -28,6 +28,8 @@ from chrononaut._reader import (
     select_versions,
     session_of,
 )
+from chrononaut._restore import restore, revert
+from chrononaut._timeline import Change, read_timeline
 
 
 class Versioned(ChangeInfoHooks):
@@ -153,6 +155,41 @@ class Versioned(ChangeInfoHooks):
         :raises ChrononautException: if ``from_model`` is no history row, one of another record, or later than ``to``.
         """
         return diff_states(self, from_model, to, include_hidden)
+
+    def revert_to(self, state: HistoryRecord[Self]) -> None:
+        """Put the tracked attributes back to what they were in one of the record's own states.
+
+        This is a change like any other: nothing is written before the next flush, which makes a version of it. The key
+        stays, and so does what history does not hold: hidden and untracked attributes, and relationships other than
+        through this record's own foreign keys. E.g.::
+
+            with rationale("undo the import"):
+                user.revert_to(user.version_at(yesterday))
+                session.commit()
+
+        :param state: a history row of this record.
+        :raises ChrononautException: if it is something else, or the record was deleted (see ``HistoryRecord.restore``).
+        """
+        revert(self, state)
+
+    def timeline(self) -> Iterator[Change[Self]]:
+        """Yield the record's changes, oldest first: how it came to be, and what each change did to it.
+
+        E.g.::
+
+            for change in user.timeline():
+                print(change.changed, change.user_id, change.operation, change.diff)
+
+        What is not flushed is not in it. A record without a birth row (older than its versioning, or not tracking
+        inserts) begins with its first update.
+
+        :raises ChrononautException: if the record is in no session, or was never flushed.
+        """
+        return read_timeline(self)
+
+    @classmethod
+    def __chrononaut_restore__(cls, row: HistoryRecord[Self], values: dict[str, Any]) -> Self:
+        return cast("Self", restore(row, values))
 
 
 def _after_mapper_constructed(mapper: Mapper[Any], cls: type) -> None:
