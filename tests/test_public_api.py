@@ -105,7 +105,9 @@ ERRORS: list[tuple[str, tuple[Any, ...]]] = [
     ("UntrackedStatementError", ("m",)),
     ("ReadOnlyError", ("m",)),
     ("ChangeInfoError", ("m",)),
+    ("MissingExtraError", ("The Flask adapter", "flask")),
     ("NaiveDatetimeError", ("at",)),
+    ("NotAwaitedError", ("versions",)),
     ("HiddenAttributeError", ("User", "password")),
     ("UntrackedAttributeError", ("User", "hits")),
 ]
