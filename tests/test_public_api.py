@@ -105,6 +105,7 @@ ERRORS: list[tuple[str, tuple[Any, ...]]] = [
     ("UntrackedStatementError", ("m",)),
     ("ReadOnlyError", ("m",)),
     ("ChangeInfoError", ("m",)),
+    ("MissingExtraError", ("chrononaut.flask", "flask")),
     ("NaiveDatetimeError", ("at",)),
     ("HiddenAttributeError", ("User", "password")),
     ("UntrackedAttributeError", ("User", "hits")),
