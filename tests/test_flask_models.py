@@ -148,7 +148,7 @@ def test_abstract_model_and_declared_name(make_app: MakeApp) -> None:
         id: Mapped[int] = mapped_column(primary_key=True)
 
         @declared_attr.directive
-        def __tablename__(cls) -> str:  # noqa: N805
+        def __tablename__(cls) -> str:
             return f"app_{cls.__name__.lower()}"
 
     class Page(Base):
