@@ -52,8 +52,8 @@ RecordStatements = Callable[..., AbstractContextManager[StatementLog]]
 def record_statements(on: sa.Engine | sa.Connection, *, transaction_control: bool = False) -> Iterator[StatementLog]:
     """Record the statements executed on an engine or connection while the block runs.
 
-    :param transaction_control: record SAVEPOINT and its like, and the question for the time, as well. The BEGIN and COMMIT that a
-        driver sends by itself are never seen.
+    :param transaction_control: record SAVEPOINT and its like, and the question for the time, as well. The BEGIN and
+        COMMIT that a driver sends by itself are never seen.
     """
     log = StatementLog()
 

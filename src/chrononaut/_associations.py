@@ -125,7 +125,7 @@ def association_of(table: Table) -> VersionedTable | None:
 def _find(table: object) -> Association | None:
     if not isinstance(table, Table):
         return None
-    known: dict[Table, Association] | None = table.metadata.info.get(_REGISTERED)
+    known: dict[Any, Association] | None = table.metadata.info.get(_REGISTERED)
     return None if known is None else known.get(table)
 
 
@@ -234,7 +234,8 @@ class _Listener:
         """Record the births of rows that were inserted, and number those whose key was used before."""
         tables, suppressed = association.tables, is_suppressed()
         last = find_last_states(connection, tables, keys)
-        births, renumbered = [], {}
+        births: list[Birth] = []
+        renumbered: dict[tuple[Any, ...], int] = {}
         for key in keys:
             ended = last.get(key)
             version = FIRST_BIRTH if ended is None else ended.version + 1
@@ -310,7 +311,7 @@ def _matching(
 
 def _asks_for_key(where: Any, key: Iterable[Column[Any]]) -> bool:
     """Tell whether a condition is that of a removal: each part of the key is the parameter of its name."""
-    parts = defaultdict(list)
+    parts: dict[Any, list[BindParameter[Any]]] = defaultdict(list)
     for element in () if where is None else iterate(where):
         if isinstance(element, BinaryExpression):
             left, right = element.left, element.right
