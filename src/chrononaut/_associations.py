@@ -122,11 +122,12 @@ def association_of(table: Table) -> VersionedTable | None:
     return None if found is None else found.tables
 
 
-def _find(table: object) -> Association | None:
+def _find(table: Any) -> Association | None:
+    given = table  # not narrowed: a checker forgets the type arguments then
     if not isinstance(table, Table):
         return None
-    known: dict[Table, Association] | None = table.metadata.info.get(_REGISTERED)
-    return None if known is None else known.get(table)
+    known: dict[Table, Association] | None = given.metadata.info.get(_REGISTERED)
+    return None if known is None else known.get(given)
 
 
 def listen_to_associations(
