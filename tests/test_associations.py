@@ -218,6 +218,18 @@ def test_statements_are_captured_too(models: Models, session: Session) -> None:
     assert session.scalars(sa.select(table.c.version)).all() == [2, 2]
 
 
+def test_only_what_a_statement_matches_is_captured(models: Models, session: Session) -> None:
+    """A DELETE with a parameter for each part of the key, but another condition than a removal's, ends what it says."""
+    table, user = models.table, sa.bindparam("user_id")
+    session.execute(sa.insert(table), [{"user_id": 1, "group_id": n} for n in (1, 2, 3)])
+    either = sa.or_(table.c.user_id == user, table.c.group_id == sa.bindparam("group_id"))
+    session.execute(sa.delete(table).where(either), [{"user_id": 9, "group_id": 3}])
+    other = sa.and_(table.c.user_id == user, table.c.group_id != sa.bindparam("group_id"))
+    session.execute(sa.delete(table).where(other), [{"user_id": 1, "group_id": 2}])
+    session.commit()
+    assert [row for row in models.life(session) if row[3] == "delete"] == [(1, 1, 0, "delete"), (1, 3, 0, "delete")]
+
+
 def test_a_failed_insert_leaves_no_birth(models: Models, session: Session) -> None:
     """A pair that was there already is neither added nor born again."""
     session.execute(sa.insert(models.table), {"user_id": 1, "group_id": 1})

@@ -122,11 +122,12 @@ def association_of(table: Table) -> VersionedTable | None:
     return None if found is None else found.tables
 
 
-def _find(table: object) -> Association | None:
+def _find(table: Any) -> Association | None:
+    given = table  # not narrowed: a checker forgets the type arguments then
     if not isinstance(table, Table):
         return None
-    known: dict[Any, Association] | None = table.metadata.info.get(_REGISTERED)
-    return None if known is None else known.get(table)
+    known: dict[Table, Association] | None = given.metadata.info.get(_REGISTERED)
+    return None if known is None else known.get(given)
 
 
 def listen_to_associations(
@@ -145,8 +146,8 @@ def listen_to_associations(
 
 def forget_associations(session: Session) -> None:
     """Stop listening, now that the transaction has ended."""
-    listening: dict[Connection, _Listener] = session.info.pop(_LISTENING, {})
-    for connection, listener in listening.items():
+    listening: dict[Connection, _Listener] | None = session.info.pop(_LISTENING, None)
+    for connection, listener in listening.items() if listening is not None else ():
         if not connection.closed:
             event.remove(connection, "before_execute", listener.before_execute)
             event.remove(connection, "after_execute", listener.after_execute)
@@ -235,7 +236,7 @@ class _Listener:
         tables, suppressed = association.tables, is_suppressed()
         last = find_last_states(connection, tables, keys)
         births: list[Birth] = []
-        renumbered: dict[tuple[Any, ...], int] = {}
+        renumbered: dict[Key, int] = {}
         for key in keys:
             ended = last.get(key)
             version = FIRST_BIRTH if ended is None else ended.version + 1
@@ -311,8 +312,10 @@ def _matching(
 
 def _asks_for_key(where: Any, key: Iterable[Column[Any]]) -> bool:
     """Tell whether a condition is that of a removal: each part of the key is the parameter of its name."""
-    parts: dict[Any, list[BindParameter[Any]]] = defaultdict(list)
-    for element in () if where is None else iterate(where):
+    if getattr(where, "operator", None) not in (operators.eq, operators.and_):
+        return False
+    parts: dict[Any, list[Any]] = defaultdict(list)
+    for element in iterate(where):
         if isinstance(element, BinaryExpression):
             left, right = element.left, element.right
             if element.operator is not operators.eq or not isinstance(right, BindParameter):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy.orm import InstanceState, Mapper, RelationshipDirection, RelationshipProperty, Session
 from sqlalchemy.orm.attributes import instance_state
@@ -15,10 +15,11 @@ from chrononaut._mapping import find_mapping
 def find_post_updates(session: Session) -> dict[InstanceState[Any], frozenset[str]]:
     """Return the versioned records whose foreign keys the coming flush will set so, and the attributes of these."""
     found: dict[InstanceState[Any], frozenset[str]] = defaultdict(frozenset)
-    changed = [*session.new, *session.dirty, *session.deleted]
-    relationships = {
-        cls: _post_updating(instance_state(obj).mapper) for cls, obj in {type(o): o for o in changed}.items()
-    }
+    changed: list[object] = [*session.new, *session.dirty, *session.deleted]
+    relationships: dict[type, list[RelationshipProperty[Any]]] = {}
+    for obj in changed:
+        if type(obj) not in relationships:
+            relationships[type(obj)] = _post_updating(instance_state(obj).mapper)
     if not any(relationships.values()):
         return found
     deleted = {instance_state(obj) for obj in session.deleted}
@@ -56,7 +57,7 @@ def _add_attributes(
     mapping = find_mapping(state.class_)
     if mapping is None or not state.persistent:
         return
-    keys = (mapping.mapper.get_property_by_column(cast("Any", column)).key for column in columns)
+    keys = (mapping.mapper.get_property_by_column(column).key for column in columns)
     names = mapping.noticed.intersection(keys) - frozenset(mapping.key_attributes)
     if names:
         found[state] |= names
