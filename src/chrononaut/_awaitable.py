@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from sqlalchemy.exc import MissingGreenlet, StatementError
 
@@ -18,10 +18,9 @@ from chrononaut._reader import (
     select_versions,
     session_of,
 )
-from chrononaut.exceptions import ChrononautException, NotAwaitedError
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
+from chrononaut._restore import revert
+from chrononaut._run_sync import run_sync
+from chrononaut.exceptions import NotAwaitedError
 
 Model = TypeVar("Model")
 Answer = TypeVar("Answer")
@@ -70,8 +69,12 @@ class AwaitableHistory(Generic[Model]):
         """Return what differs between two states: see :meth:`chrononaut.Versioned.diff`."""
         return await self._run(lambda: diff_states(self._record, from_model, to, include_hidden))
 
+    async def revert_to(self, state: HistoryRecord[Model]) -> None:
+        """Put the tracked values back to those of a state: see :meth:`chrononaut.Versioned.revert_to`."""
+        await self._run(lambda: revert(self._record, state))
+
     async def _run(self, read: Callable[[], Answer]) -> Answer:
-        return await _async_session_of(self._record).run_sync(lambda _: read())
+        return await run_sync(self._record, read)
 
 
 def to_be_awaited(method: Callable[Parameters, Answer]) -> Callable[Parameters, Answer]:
@@ -87,16 +90,3 @@ def to_be_awaited(method: Callable[Parameters, Answer]) -> Callable[Parameters, 
             raise
 
     return call
-
-
-def _async_session_of(record: object) -> AsyncSession:
-    # Imported where it is used: SQLAlchemy's asyncio needs greenlet, which not everybody has.
-    from sqlalchemy.ext.asyncio import async_session
-
-    session = async_session(session_of(record))
-    if session is None:
-        raise ChrononautException(
-            f"This {type(record).__name__} is in a Session, not in an AsyncSession, so there is nothing to await: "
-            "call the record's own method of that name."
-        )
-    return session

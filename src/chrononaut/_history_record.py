@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, cas
 
 from sqlalchemy import inspect
 
+from chrononaut._run_sync import run_sync
 from chrononaut.exceptions import HiddenAttributeError, UntrackedAttributeError
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class HistoryRecord(Generic[Model], metaclass=_HistoryMeta):
 
         def __getattr__(self, name: str) -> Any: ...
 
+    @property
+    def awaitable_history(self) -> AwaitableRow[Model]:
+        """What the row does, for programs that await: ``await row.awaitable_history.restore()``."""
+        return AwaitableRow(self)
+
     def restore(self, **values: Any) -> Model:
         """Bring a deleted record back under its key, in this state, and add it to this row's session.
 
@@ -70,6 +76,19 @@ class HistoryRecord(Generic[Model], metaclass=_HistoryMeta):
         state = cast("InstanceState[Any]", inspect(self))
         key = ", ".join(repr(part) for part in state.identity or ())
         return f"<{type(self).__name__} {key}>"
+
+
+class AwaitableRow(Generic[Model]):
+    """What :attr:`HistoryRecord.awaitable_history` gives."""
+
+    __slots__ = ("_row",)
+
+    def __init__(self, row: HistoryRecord[Model]) -> None:
+        self._row = row
+
+    async def restore(self, **values: Any) -> Model:
+        """Bring a deleted record back: see :meth:`HistoryRecord.restore`."""
+        return await run_sync(self._row, lambda: self._row.restore(**values))
 
 
 class NotInHistory:
