@@ -61,12 +61,14 @@ def fill(engine: sa.Engine, records: int, versions: int) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql(
             "INSERT INTO appuser (id, name, email, team_id, version) "
-            f"SELECT i, 'name ' || i, 'mail' || i, (i * 7919) %% 1000, {versions - 1} FROM generate_series(1, {records}) i"
+            f"SELECT i, 'name ' || i, 'mail' || i, (i * 7919) %% 1000, {versions - 1} "
+            f"FROM generate_series(1, {records}) i"
         )
         connection.exec_driver_sql(
             f"INSERT INTO {history.name} ({columns}) "
             "SELECT i, 'name ' || i || '-' || v, 'mail' || i, (i * 7919 + v) %% 1000, v, "
-            f"CASE WHEN v >= 0 THEN t + v * interval '{DAYS_EACH} days' END, t + (v + 1) * interval '{DAYS_EACH} days', "
+            f"CASE WHEN v >= 0 THEN t + v * interval '{DAYS_EACH} days' END, "
+            f"t + (v + 1) * interval '{DAYS_EACH} days', "
             """'{"user_id": "x", "remote_addr": null}', CASE WHEN v < 0 THEN 'insert' ELSE 'update' END """
             f"FROM (SELECT i, v, timestamptz '{START.isoformat()}' + (i * 37 %% {DAYS_EACH}) * interval '1 day' AS t "
             f"FROM generate_series(1, {records}) i, generate_series(-1, {versions - 2}) v "
