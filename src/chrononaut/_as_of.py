@@ -181,7 +181,7 @@ class _PastSession(Session):
             self.expire_all()
         mapper = state.bind_mapper
         home = _home(mapper) or home_of(statement)
-        schemas = state.execution_options.get("schema_translate_map")
+        schemas: Any = state.execution_options.get("schema_translate_map")
         if schemas is not None:
             options = self._past.execution_options(home, schemas, state.is_column_load)
         else:

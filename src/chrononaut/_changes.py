@@ -154,7 +154,7 @@ class _Feed:
         ]
         columns: list[Any] = [history.changed.label("changed"), literal(number, Integer()).label("branch"), *slots]
         columns.append(history.version.label("version"))
-        query: Select[Any] = select(*columns)
+        query: Any = select(*columns)
         since, until = self.bounds
         if since is not None:
             query = query.where(history.changed >= since)
@@ -165,7 +165,8 @@ class _Feed:
         if start is not None:
             query = query.where(self._is_behind(history, number, key, start))
         order = [history.changed, *key, history.version]
-        return query.order_by(*map(self._ordered, order)).limit(self.page_size)
+        ordered: Select[Any] = query.order_by(*map(self._ordered, order)).limit(self.page_size)
+        return ordered
 
     def _is_behind(self, history: Any, number: int, key: Sequence[Any], start: _Place) -> ColumnElement[bool]:
         columns: list[Any] = [history.changed]
@@ -190,8 +191,10 @@ class _Feed:
 
     def _place(self, row: Any) -> _Place:
         changed, branch, *key, version = row
+        number: int = branch
+        mapping = self.mappings[number]
         slots: dict[_Slot, Any] = dict(zip(self._slots(), key, strict=True))
-        return _Place(changed, branch, tuple(slots[slot] for slot in _slots_of(self.mappings[branch])), version)
+        return _Place(changed, branch, tuple(slots[slot] for slot in _slots_of(mapping)), version)
 
 
 def _slots_of(mapping: VersionedMapping) -> list[_Slot]:
