@@ -19,8 +19,8 @@ VARIABLE = "CHRONONAUT_TEST_MARIADB"
 LOCAL = "mariadb+pymysql://root@127.0.0.1:3306/"
 NO_SERVER = f"no MariaDB server: {VARIABLE} is not set, and none answers on 127.0.0.1:3306"
 
-# Not UTC and not a whole hour, so that a forgotten conversion shows.
-SETTINGS = {"init_command": "SET time_zone = '+05:45'"}
+# Not UTC and not a whole hour, so that a forgotten conversion shows; and a key of 0 is a key, not a wish for one.
+SETTINGS = {"init_command": "SET time_zone = '+05:45', sql_mode = CONCAT(@@sql_mode, ',NO_AUTO_VALUE_ON_ZERO')"}
 
 
 @compiles(sa.String, "mariadb")
