@@ -12,6 +12,9 @@ pytest_plugins = (
     "tests.fix_models",
     "tests.fix_flask",
     "tests.fix_browser",
+    "tests.fix_alembic",
+    "tests.fix_broken_history",
+    "tests.fix_originals",
 )
 
 # The default is for every day; `--hypothesis-profile=thorough` is for a change to the core.

@@ -125,7 +125,7 @@ def build_history_table(
     for column in _columns(live, left_out):
         history.append_column(column)
     for column in (
-        Column(VERSION, Integer, primary_key=True, autoincrement=False),
+        Column(VERSION, Integer, primary_key=True),
         Column(BEGAN, instant_type()),
         # What ended lately is asked for by each look at the past and by every feed.
         Column(CHANGED, instant_type(), nullable=False, index=CHANGED not in disabled_indexes),
@@ -144,7 +144,7 @@ def build_child_history_table(
     history = _bare_table(live, name)
     for column in _columns(live, left_out):
         history.append_column(column)
-    history.append_column(Column(VERSION, Integer, primary_key=True, autoincrement=False))
+    history.append_column(Column(VERSION, Integer, primary_key=True))
     _copy_indexes(live, history, disabled_indexes)
     return history
 
@@ -193,6 +193,11 @@ def moved(expression: Any, live: Table, history: Table) -> Any:
     return cast("Any", replacement_traverse(expression, {}, replace))
 
 
+def history_comment(live: str) -> str:
+    """Return the comment on the history table of a live table."""
+    return f"States of {live} that have ended"
+
+
 def _bare_table(live: Table, name: str | None) -> Table:
     if history_table_of(live) is not None:
         raise MappingError(
@@ -210,7 +215,7 @@ def _bare_table(live: Table, name: str | None) -> Table:
         live.metadata,
         # Not None: that would be the schema of the whole metadata.
         schema=BLANK_SCHEMA if live.schema is None else live.schema,
-        comment=f"States of {live.name} that have ended",
+        comment=history_comment(live.name),
         quote_schema=getattr(live.schema, "quote", None),
     )
 
@@ -229,7 +234,6 @@ def _copy_column(column: Column[Any]) -> Column[Any]:
     settings: dict[str, Any] = {
         "primary_key": column.primary_key,
         "nullable": not column.primary_key,
-        "autoincrement": False,
     }
     if isinstance(column.type, NullType) and column.foreign_keys:
         return _FollowingColumn.of(column, **settings)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sqlalchemy import Column, Table
+from sqlalchemy import Column, MetaData, Table
 from sqlalchemy.orm import Mapper
 
 from chrononaut._change_info import ChangeInfoHooks
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from chrononaut._history_record import HistoryRecord
 
 _ATTRIBUTE = "__chrononaut_mapping__"
+_INFO_KEY = "chrononaut.mappings"
 Statement = TypeVar("Statement")
 
 
@@ -159,6 +160,12 @@ def mapped_columns(mapper: Mapper[Any]) -> dict[str, Column[Any]]:
 def set_mapping(cls: type, mapping: VersionedMapping) -> None:
     """Make a mapping the one of a class."""
     setattr(cls, _ATTRIBUTE, mapping)
+    mapping.base.live.metadata.info.setdefault(_INFO_KEY, []).append(mapping)
+
+
+def versioned_mappings(metadata: MetaData) -> list[VersionedMapping]:
+    """Return how the models whose tables are in a collection are versioned, bases before their subclasses."""
+    return list(metadata.info.get(_INFO_KEY, ()))
 
 
 def find_mapping(cls: type) -> VersionedMapping | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeAlias
 
-__all__ = ["ChangeInfo", "ChangeInfoProvider", "Clock", "Operation"]
+__all__ = ["ChangeInfo", "ChangeInfoProvider", "Clock", "Operation", "Progress"]
 
 ChangeInfo: TypeAlias = dict[str, Any]
 """Who ended a state and why: ``user_id`` and ``remote_addr`` (text or ``None``), the application's
@@ -37,4 +37,17 @@ class Clock(Protocol):
 
     def __call__(self) -> datetime:
         """Return the time."""
+        ...
+
+
+class Progress(Protocol):
+    """Hear how far a long run over a table has come."""
+
+    def __call__(self, what: str, done: int, total: int, /) -> None:
+        """Be told after every chunk.
+
+        :param what: what is being done, e.g. the name of the table.
+        :param done: how many of its rows are done.
+        :param total: how many there were at the start.
+        """
         ...

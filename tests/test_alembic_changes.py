@@ -1,0 +1,219 @@
+"""Columns and tables change later, and the history that is already there stays readable."""
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from chrononaut import versioned_session
+from chrononaut.check import check_schema
+from chrononaut.verify import verify_history
+from tests.fix_alembic import Project
+
+pytestmark = pytest.mark.backends("sqlite-file", "postgresql")
+
+MODELS = """
+import enum
+from typing import Optional
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from chrononaut import Versioned
+
+class Base(DeclarativeBase):
+    pass
+
+class Size(enum.Enum):
+    small = 1
+    large = 2
+
+class Item(Versioned, Base):
+    __tablename__ = "item"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(20))
+    price: Mapped[Optional[int]] = mapped_column(sa.Integer)
+    note: Mapped[Optional[str]]
+"""
+HELPERS = "from chrononaut.alembic import add_column, alter_column_type, drop_column, rename_column, rename_table"
+
+
+@pytest.fixture
+def items(project: Project) -> Project:
+    """A table of a versioned model, with a record that has two ended states."""
+    models = project.models(MODELS)
+    project.migrate()
+    with versioned_session(Session(project.engine)) as session:
+        item = models.Item(id=1, name="first", price=1, note="a note")
+        session.add(item)
+        session.commit()
+        for number in (2, 3):
+            item.name, item.price = f"number {number}", number
+            session.commit()
+    return project
+
+
+def _change_again(project: Project, **values: Any) -> list[Any]:
+    """Change the record once more, and return its versions, having made sure that all is well."""
+    models = project.reload()
+    with project.engine.connect() as connection:
+        assert [each for each in check_schema(connection, models.Base.metadata) if each.severity == "error"] == []
+    with versioned_session(Session(project.engine)) as session:
+        item = session.scalars(sa.select(models.Item)).one()
+        for name, value in values.items():
+            setattr(item, name, value)
+        session.commit()
+        versions: list[Any] = item.versions()
+        assert len(versions) == 3
+        session.expunge_all()
+    with project.engine.connect() as connection:
+        assert list(verify_history(connection, models.Base.metadata)) == []
+    return versions
+
+
+NEW_COLUMN = 'colour: Mapped[str] = mapped_column(sa.String(9), server_default="grey")'
+
+
+def test_a_generated_column_reads_as_none_in_older_states(items: Project) -> None:
+    """What a state did not have is not made up, although the live column has a default."""
+    items.models(MODELS + f"    {NEW_COLUMN}\n")
+    items.migrate()
+    assert items.differences() == []
+    versions = _change_again(items, colour="red")
+    assert [row.colour for row in versions] == [None, None, "grey"]
+
+
+def test_a_column_is_added_to_table_and_history_by_one_operation(items: Project) -> None:
+    """The helper does what autogenerate does."""
+    items.models(MODELS + f"    {NEW_COLUMN}\n")
+    column = 'sa.Column("colour", sa.String(9), nullable=False, server_default="grey")'
+    items.write_revision(f"add_column(op, 'item', {column})", imports=HELPERS)
+    items.upgrade()
+    assert items.differences() == []
+    versions = _change_again(items, colour="red")
+    assert [row.colour for row in versions] == [None, None, "grey"]
+
+
+def test_an_enum_is_added_to_history_as_text(items: Project) -> None:
+    """History does not depend on the live type."""
+    items.models(MODELS + "    size: Mapped[Optional[Size]]\n")
+    if items.engine.dialect.name == "postgresql":
+        with items.engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TYPE size AS ENUM ('small', 'large')")
+    column = 'sa.Column("size", sa.Enum("small", "large", name="size"))'
+    items.write_revision(f"add_column(op, 'item', {column})", imports=HELPERS)
+    items.upgrade()
+    assert items.differences() == []
+    versions = _change_again(items, size="small")
+    assert [row.size for row in versions] == [None, None, None]
+
+
+def test_a_renamed_column_keeps_its_values_in_older_states(items: Project) -> None:
+    """One operation renames it in both tables, and back."""
+    items.models(MODELS.replace("note:", "remark:"))
+    items.write_revision(
+        "rename_column(op, 'item', 'note', 'remark')", "rename_column(op, 'item', 'remark', 'note')", HELPERS
+    )
+    items.upgrade()
+    assert items.differences() == []
+    versions = _change_again(items, remark="new")
+    assert [row.remark for row in versions] == ["a note"] * 3
+    items.downgrade()
+    items.models(MODELS)
+    assert items.differences() == []
+
+
+def test_a_generated_drop_takes_the_column_from_history_too(items: Project) -> None:
+    """Autogenerate follows the models."""
+    items.models(MODELS.replace("    note: Mapped[Optional[str]]\n", ""))
+    items.migrate()
+    assert items.differences() == []
+    _change_again(items, name="after")
+    with items.engine.connect() as connection:
+        assert "note" not in {each["name"] for each in sa.inspect(connection).get_columns("item_history")}
+
+
+@pytest.mark.parametrize("by", ["autogenerate", "helper"])
+def test_a_dropped_column_stays_in_history_as_long_as_the_user_keeps_it(items: Project, by: str) -> None:
+    """The hook in env.py lets autogenerate leave it; states made later have NULL there; check says that it is kept."""
+    items.env(
+        imports="from chrononaut.alembic import keep_dropped_columns",
+        settings="include_object=keep_dropped_columns(Base.metadata),",
+    )
+    items.models(MODELS.replace("    note: Mapped[Optional[str]]\n", ""))
+    if by == "autogenerate":
+        items.migrate()
+    else:
+        items.write_revision("drop_column(op, 'item', 'note', keep_history=True)", imports=HELPERS)
+        items.upgrade()
+    assert items.differences() == []
+    _change_again(items, name="after")
+    models = items.reload()
+    with items.engine.connect() as connection:
+        kept = connection.exec_driver_sql("SELECT note FROM item_history WHERE operation <> 'insert' ORDER BY version")
+        assert kept.scalars().all() == ["a note", "a note", None]
+        [note] = check_schema(connection, models.Base.metadata)
+        assert (note.severity, "`note` is in no model" in note.what) == ("note", True)
+
+
+def test_what_is_hidden_later_is_not_kept(items: Project) -> None:
+    """Check says that history still holds it, and autogenerate drops it in spite of the hook."""
+    items.env(
+        imports="from chrononaut.alembic import keep_dropped_columns",
+        settings="include_object=keep_dropped_columns(Base.metadata),",
+    )
+    models = items.models(MODELS.replace("    id:", '    __chrononaut_hidden__ = ["note"]\n    id:'))
+    with items.engine.connect() as connection:
+        [found] = check_schema(connection, models.Base.metadata)
+    assert (found.severity, "still holds its older values" in found.what) == ("error", True)
+    assert "a note" not in str(found)
+    items.migrate()
+    assert items.differences() == []
+    _change_again(items, note="new")
+
+
+def test_a_generated_change_of_type_reaches_history(items: Project) -> None:
+    """Older states are converted like the live rows."""
+    items.models(MODELS.replace("sa.Integer", "sa.BigInteger").replace("sa.String(20)", "sa.String(200)"))
+    items.migrate()
+    assert items.differences() == []
+    versions = _change_again(items, price=2**40, name="x" * 150)
+    assert [row.price for row in versions] == [1, 2, 3]
+
+
+def test_a_change_of_type_with_a_conversion_is_one_operation(items: Project) -> None:
+    """Table and history are converted alike."""
+    items.models(MODELS.replace("Optional[int]] = mapped_column(sa.Integer)", "Optional[str]]"))
+    operation = "alter_column_type(op, 'item', 'price', sa.String(), using=\"price || ' EUR'\")"
+    items.write_revision(operation, imports=HELPERS)
+    items.upgrade()
+    assert items.differences() == []
+    versions = _change_again(items, price="4 EUR")
+    unit = " EUR" if items.engine.dialect.name == "postgresql" else ""
+    assert [row.price for row in versions] == [f"1{unit}", f"2{unit}", f"3{unit}"]
+
+
+def test_check_finds_a_type_that_only_the_table_got(items: Project) -> None:
+    """History would refuse what the live table takes."""
+    if items.engine.dialect.name == "sqlite":
+        with items.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE item DROP COLUMN name")
+            connection.exec_driver_sql("ALTER TABLE item ADD COLUMN name VARCHAR(200)")
+    else:
+        with items.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE item ALTER COLUMN name TYPE VARCHAR(200)")
+    with items.engine.connect() as connection:
+        [found] = check_schema(connection, items.reload().Base.metadata)
+    assert found.what == "`name` is VARCHAR(20) there but VARCHAR(200) in item."
+
+
+def test_a_table_is_renamed_with_its_history(items: Project) -> None:
+    """Nothing is left to autogenerate, and older states are there."""
+    items.models(MODELS.replace('"item"', '"article"'))
+    items.write_revision("rename_table(op, 'item', 'article')", "rename_table(op, 'article', 'item')", HELPERS)
+    items.upgrade()
+    assert items.differences() == []
+    versions = _change_again(items, name="after")
+    assert [row.name for row in versions] == ["first", "number 2", "number 3"]
+    items.downgrade()
+    items.models(MODELS)
+    assert items.differences() == []
