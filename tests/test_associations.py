@@ -1,6 +1,7 @@
 """Many-to-many tables with a history."""
 
 from datetime import timezone
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -67,12 +68,12 @@ def models(base: type[DeclarativeBase], engine: sa.Engine, session: Session) -> 
 
 
 def groups(session: Session, models: Models, *keys: int) -> list[Any]:
-    return [session.get(models.Group, key) for key in keys]
+    return [session.get_one(models.Group, key) for key in keys]
 
 
 def test_adding_and_removing(models: Models, session: Session) -> None:
     """Each pair that is added is born, and each that is removed ends its history."""
-    user = session.get(models.User, 1)
+    user = session.get_one(models.User, 1)
     user.groups = groups(session, models, 1, 2)
     session.commit()
     assert models.life(session) == [(1, 1, -1, "insert"), (1, 2, -1, "insert")]
@@ -85,7 +86,7 @@ def test_adding_and_removing(models: Models, session: Session) -> None:
 
 def test_replacing_the_whole_collection(models: Models, session: Session, statements: RecordStatements) -> None:
     """Replacing a collection captures what goes by one statement and what comes by another."""
-    user = session.get(models.User, 1)
+    user = session.get_one(models.User, 1)
     user.groups = groups(session, models, 1, 2)
     session.commit()
     assert len(user.groups) == 2
@@ -106,7 +107,7 @@ def test_replacing_the_whole_collection(models: Models, session: Session, statem
 
 def test_removing_and_adding_again(models: Models, session: Session) -> None:
     """A pair that comes again goes on where its history ended, within one transaction too."""
-    user = session.get(models.User, 1)
+    user = session.get_one(models.User, 1)
     user.groups = groups(session, models, 1)
     session.commit()
     user.groups = []
@@ -129,7 +130,7 @@ def test_states_are_contiguous(models: Models, session_factory: sessionmaker[Ses
     versioned_session(session_factory, clock=clock)
     times = []
     with session_factory() as session:
-        user = session.get(models.User, 1)
+        user = session.get_one(models.User, 1)
         for wanted in ([1], [], [1], [], [1, 2]):
             times.append(clock.advance())
             user.groups = groups(session, models, *wanted)
@@ -137,7 +138,7 @@ def test_states_are_contiguous(models: Models, session_factory: sessionmaker[Ses
         c = models.history.c
         rows = session.execute(sa.select(c.began, c.changed).where(c.group_id == 1).order_by(c.version)).all()
     utc = [(row.began and _utc(row.began), _utc(row.changed)) for row in rows]
-    assert utc == [(None, times[0]), *zip(times, times[1:], strict=False)]
+    assert utc == [(None, times[0]), *pairwise(times)]
 
 
 def _utc(value: Any) -> Any:
@@ -153,7 +154,7 @@ def test_change_info_of_pairs(models: Models, engine: sa.Engine) -> None:
         return {"user_id": "ada"}
 
     with versioned_session(sessionmaker(engine), change_info=provider)() as session:
-        user = session.get(models.User, 1)
+        user = session.get_one(models.User, 1)
         with extra_change_info(ticket=7):
             user.groups = groups(session, models, 1, 2)
             session.commit()
@@ -164,10 +165,10 @@ def test_change_info_of_pairs(models: Models, engine: sa.Engine) -> None:
 
 def test_deleting_a_parent_removes_its_pairs(models: Models, session: Session) -> None:
     """Deleting a record whose pairs the unit of work removes ends their history."""
-    user = session.get(models.User, 1)
+    user = session.get_one(models.User, 1)
     user.groups = groups(session, models, 1, 2)
     session.commit()
-    session.delete(session.get(models.Group, 1))
+    session.delete(session.get_one(models.Group, 1))
     session.commit()
     session.delete(user)
     session.commit()
@@ -176,7 +177,7 @@ def test_deleting_a_parent_removes_its_pairs(models: Models, session: Session) -
 
 def test_rollback_takes_the_history_along(models: Models, session: Session) -> None:
     """What is rolled back, wholly or to a savepoint, leaves no history."""
-    user = session.get(models.User, 1)
+    user = session.get_one(models.User, 1)
     with session.begin_nested() as savepoint:
         user.groups = groups(session, models, 1)
         session.flush()
@@ -244,7 +245,7 @@ def test_inserts_that_pass_over_rows(models: Models, session: Session) -> None:
 
 def test_suppressed_pairs_leave_no_history(models: Models, session: Session) -> None:
     """Inside suppress_versioning nothing is recorded, and a key that comes again still goes on."""
-    user = session.get(models.User, 1)
+    user = session.get_one(models.User, 1)
     user.groups = groups(session, models, 1)
     session.commit()
     with suppress_versioning():
@@ -267,7 +268,7 @@ def test_extra_columns(base: type[DeclarativeBase], engine: sa.Engine, session: 
     table, history = models.table, models.history
     session.execute(sa.update(table).where(table.c.group_id == 1).values(role="boss", rank=1))
     session.commit()
-    session.get(models.User, 1).groups = []
+    session.get_one(models.User, 1).groups = []
     session.commit()
     c = history.c
     rows = session.execute(
@@ -353,7 +354,7 @@ def test_a_self_referential_relationship(base: type[DeclarativeBase], engine: sa
 
 def test_many_pairs_cost_few_statements(models: Models, session: Session, statements: RecordStatements) -> None:
     """The number of statements does not grow with the number of pairs."""
-    user = session.get(models.User, 1)
+    user = session.get_one(models.User, 1)
     session.add_all([models.Group(id=n) for n in range(10, 60)])
     session.commit()
     counts = []
@@ -398,8 +399,8 @@ def test_sessions_that_share_a_connection(models: Models, engine: sa.Engine) -> 
         factory = versioned_session(sessionmaker(connection, join_transaction_mode="create_savepoint"))
         for key in (1, 2):
             with factory() as session:
-                user = session.get(models.User, 1)
-                user.groups.append(session.get(models.Group, key))
+                user = session.get_one(models.User, 1)
+                user.groups.append(session.get_one(models.Group, key))
                 session.commit()
         with factory() as session:
             assert models.life(session) == [(1, 1, -1, "insert"), (1, 2, -1, "insert")]

@@ -112,7 +112,7 @@ def test_provider_that_fails_fails_the_flush(engine: sa.Engine) -> None:
 
 def test_unicode_is_kept(session: Session, user: User) -> None:
     """In keys and values."""
-    with extra_change_info(grund="größer als 漢字 🎉", **{"ключ": "\u2028"}):
+    with extra_change_info(grund="größer als 漢字 🎉", ключ="\u2028"):
         assert change(session, user)["extra"] == {"grund": "größer als 漢字 🎉", "ключ": "\u2028"}
 
 

@@ -369,17 +369,16 @@ def test_sessions_under_one_outer_transaction_see_time_pass(engine: sa.Engine) -
 def test_sessions_under_one_outer_transaction_with_a_clock(engine: sa.Engine, clock: Clock) -> None:
     """The clock is asked by each transaction of each session."""
     factory = versioned_session(sessionmaker(join_transaction_mode="create_savepoint"), clock=clock)
-    with engine.connect() as connection, connection.begin():
-        with factory(bind=connection) as session:
-            setting = Setting(name="x", value="0")
-            session.add(setting)
+    with engine.connect() as connection, connection.begin(), factory(bind=connection) as session:
+        setting = Setting(name="x", value="0")
+        session.add(setting)
+        session.commit()
+        expected = []
+        for value in "123":
+            expected.append(clock.advance())
+            setting.value = value
             session.commit()
-            expected = []
-            for value in "123":
-                expected.append(clock.advance())
-                setting.value = value
-                session.commit()
-            assert [row.changed for row in setting.versions()] == expected
+        assert [row.changed for row in setting.versions()] == expected
 
 
 def test_rolled_back_savepoint_does_not_keep_its_instant_from_others(session: Session, clock: Clock) -> None:

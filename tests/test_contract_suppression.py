@@ -31,7 +31,7 @@ def user(session: Session) -> User:
     return user
 
 
-def history(session: Session, table: str = "appuser") -> list[tuple[Any, ...]]:
+def operations(session: Session, table: str = "appuser") -> list[tuple[Any, ...]]:
     rows = session.execute(sa.text(f"SELECT version, operation FROM {table}_history ORDER BY version"))
     return [tuple(row) for row in rows]
 
@@ -73,10 +73,10 @@ def test_suppressed_insert_and_delete(session: Session) -> None:
         session.commit()
         session.delete(setting)
         session.commit()
-    assert history(session, "setting") == []
+    assert operations(session, "setting") == []
     session.add(Setting(name="x", value="2"))
     session.commit()
-    assert history(session, "setting") == [(-1, "insert")]
+    assert operations(session, "setting") == [(-1, "insert")]
 
 
 def test_suppressed_insert_of_a_used_key_is_numbered(session: Session) -> None:
@@ -92,7 +92,7 @@ def test_suppressed_insert_of_a_used_key_is_numbered(session: Session) -> None:
     setting.value = "3"
     session.commit()
     assert [row.value for row in setting.versions()] == ["1", "2"]
-    versions = [version for version, _ in history(session, "setting")]
+    versions = [version for version, _ in operations(session, "setting")]
     assert setting.version == versions[-1] + 1
     assert versions == list(range(-1, len(versions) - 1))
 
@@ -166,7 +166,8 @@ def test_history_cannot_be_written(
         elif how == "delete":
             writer.delete(row)
         else:
-            writer.add(history_class(User)(**{"id": 1, "version": 7}))
+            history: Any = history_class(User)
+            writer.add(history(id=1, version=7))
         if suppressed:
             with suppress_versioning(), pytest.raises(ChrononautException, match="read-only"):
                 writer.flush()
@@ -174,7 +175,7 @@ def test_history_cannot_be_written(
             with pytest.raises(ChrononautException, match="read-only"):
                 writer.flush()
         writer.rollback()
-        assert history(writer) == [(-1, "insert"), (0, "update")]
+        assert operations(writer) == [(-1, "insert"), (0, "update")]
 
 
 def test_history_can_be_deleted_when_that_is_allowed(session: Session, user: User) -> None:
@@ -183,7 +184,7 @@ def test_history_can_be_deleted_when_that_is_allowed(session: Session, user: Use
     with suppress_versioning(allow_deleting_history=True):
         session.delete(row)
         session.commit()
-    assert history(session) == [(-1, "insert")]
+    assert operations(session) == [(-1, "insert")]
     user.email = "c"
     session.commit()
     [row] = user.versions()
@@ -198,7 +199,7 @@ def test_permission_to_delete_history_is_not_lost_inside(session: Session, user:
     with suppress_versioning(allow_deleting_history=True), suppress_versioning():
         session.delete(row)
         session.commit()
-    assert history(session) == [(-1, "insert")]
+    assert operations(session) == [(-1, "insert")]
 
 
 def test_deleting_history_and_record_together_erases_all(session: Session, user: User) -> None:
@@ -208,5 +209,5 @@ def test_deleting_history_and_record_together_erases_all(session: Session, user:
             session.delete(row)
         session.delete(user)
         session.commit()
-    assert history(session) == []
+    assert operations(session) == []
     assert session.scalars(sa.select(User)).all() == []

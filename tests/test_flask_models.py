@@ -1,5 +1,8 @@
 """``VersionedSQLAlchemy`` with every kind of model that Flask-SQLAlchemy knows, several databases, and own sessions."""
 
+# What Flask-SQLAlchemy's own types do not tell:
+# pyright: reportCallIssue=false, reportOptionalMemberAccess=false
+
 from datetime import datetime, timezone
 from typing import Any
 

@@ -6,10 +6,11 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from chrononaut import StaleVersionError, history_class, versioned_session
@@ -83,7 +84,7 @@ def check(session: Session, name: str, count: int) -> None:
     assert (setting.version, setting.value) == (count, str(count))
     history = history_class(Setting)
     everything = session.scalars(sa.select(history).where(history.name == name).order_by(history.version)).all()
-    for before, after in zip(everything, everything[1:], strict=False):
+    for before, after in pairwise(everything):
         assert after.began == before.changed
         assert before.changed <= after.changed
 
@@ -147,7 +148,7 @@ def test_lives_of_one_key_do_not_collide(connecting: sa.Engine) -> None:
         for _ in range(CHANGES // 2):
             try:
                 retry(factory, turn)
-            except sa.exc.IntegrityError:  # somebody else has added it: nothing of ours
+            except IntegrityError:  # somebody else has added it: nothing of ours
                 continue
 
     run_together(work)

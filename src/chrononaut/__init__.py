@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from chrononaut._associations import versioned_table
 from chrononaut._change_info import append_change_info, extra_change_info, rationale
 from chrononaut._history_record import HistoryRecord
+from chrononaut._hold import hold
+from chrononaut._locking import Lockable, lock_where
 from chrononaut._reader import history_class, select_versions
 from chrononaut._record_changes import RecordChanges
 from chrononaut._session import versioned_session
@@ -29,6 +31,7 @@ __all__ = [
     "ChrononautException",
     "HiddenAttributeError",
     "HistoryRecord",
+    "Lockable",
     "RecordChanges",
     "RecordLockedError",
     "StaleVersionError",
@@ -39,6 +42,8 @@ __all__ = [
     "append_change_info",
     "extra_change_info",
     "history_class",
+    "hold",
+    "lock_where",
     "rationale",
     "select_versions",
     "versioned_session",
