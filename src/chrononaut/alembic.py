@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from alembic.operations import BatchOperations, Operations
-from sqlalchemy import Column, MetaData, table, update
+from sqlalchemy import Column, MetaData, inspect, table, update
 from sqlalchemy import column as lightweight_column
 from sqlalchemy.sql.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
@@ -136,7 +136,7 @@ def rename_table(
 ) -> None:
     """Rename a versioned table and its history.
 
-    Indexes keep their names; where these hold the table's, autogenerate proposes to replace them.
+    Indexes of both whose names hold the table's are renamed as well, as SQLAlchemy would name them.
 
     :param op: ``alembic.op``.
     :param old: the live table's name so far.
@@ -145,9 +145,10 @@ def rename_table(
     :param new_history: its name from now on; ``<new>_history`` if None.
     :param schema: the schema of both.
     """
-    new_history = new_history or f"{new}_history"
-    op.rename_table(old, new, schema=schema)
-    op.rename_table(history or f"{old}_history", new_history, schema=schema)
+    history, new_history = history or f"{old}_history", new_history or f"{new}_history"
+    for name, new_name in ((history, new_history), (old, new)):
+        op.rename_table(name, new_name, schema=schema)
+        _rename_indexes(op, name, new_name, schema)
     if op.get_bind().dialect.supports_comments:
         op.create_table_comment(new_history, history_comment(new), existing_comment=history_comment(old), schema=schema)
 
@@ -201,6 +202,24 @@ def keep_dropped_columns(metadata: MetaData) -> IncludeObject:
         return live is None or item.name in live.c
 
     return include_object
+
+
+def _rename_indexes(op: Operations, old: str, new: str, schema: str | None) -> None:
+    connection = op.get_bind()
+    quote = connection.dialect.identifier_preparer.quote
+    holder = f"{quote(schema)}." if schema else ""
+    for index in inspect(connection).get_indexes(new, schema):
+        name, columns = index["name"], [column for column in index["column_names"] if column is not None]
+        if name is None or f"_{old}_" not in name:
+            continue
+        new_name = name.replace(f"_{old}_", f"_{new}_")
+        if connection.dialect.name == "postgresql":
+            op.execute(f"ALTER INDEX {holder}{quote(name)} RENAME TO {quote(new_name)}")
+        elif connection.dialect.name in ("mysql", "mariadb"):
+            op.execute(f"ALTER TABLE {holder}{quote(new)} RENAME INDEX {quote(name)} TO {quote(new_name)}")
+        elif len(columns) == len(index["column_names"]):
+            op.drop_index(name, table_name=new, schema=schema)
+            op.create_index(new_name, new, columns, unique=bool(index["unique"]), schema=schema)
 
 
 @contextmanager
