@@ -146,6 +146,7 @@ def test_indexes_are_copied_as_plain_ones(engine: sa.Engine, base: type[Declarat
 
     base.metadata.create_all(engine)
     assert index_names(engine, "appuser_history") == {
+        "ix_appuser_history_changed": ["changed"],
         "ix_appuser_history_email": ["email"],
         "ix_desc_history": ["last"],
         "ix_names_history": ["last", "first"],
