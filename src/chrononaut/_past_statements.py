@@ -25,6 +25,7 @@ from sqlalchemy.sql.selectable import Join
 from chrononaut._history_table import history_table_of, limited_name, versioned_tables
 from chrononaut._mapping import VersionedMapping, versioned_models
 from chrononaut._past_tables import AT, SchemaMap, left_out_columns, render_instant, render_past
+from chrononaut._transaction import PAST
 from chrononaut.exceptions import (
     ChrononautException,
     HiddenAttributeError,
@@ -32,7 +33,6 @@ from chrononaut.exceptions import (
     UntrackedAttributeError,
 )
 
-_INFO_KEY = "chrononaut_past"
 _MARKER = "chrononaut_past_"
 _MARKED = re.compile(
     _MARKER + r'(\d+)\.("(?:[^"]|"")*"|`(?:[^`]|``)*`|[^\s"`.,()]+)'  # the table
@@ -55,7 +55,7 @@ class PastCache:
 
     @classmethod
     def of(cls, metadata: MetaData) -> PastCache:
-        cache: PastCache = metadata.info.setdefault(_INFO_KEY, cls())
+        cache: PastCache = metadata.info.setdefault(PAST, cls())
         return cache
 
     def compiled_statements(self) -> dict[Any, Any]:
@@ -111,7 +111,7 @@ class Past:
         markers = {schema: f"{_MARKER}{number}" for number, schema in enumerate(self._schemas)}
         options: dict[str, Any] = {
             "schema_translate_map": markers,
-            _INFO_KEY: Request(self, home, schemas, is_column_load),
+            PAST: Request(self, home, schemas, is_column_load),
             # What is not in history would come as NULL into objects that exist; the past does not change anyway.
             "populate_existing": False,
         }
@@ -123,7 +123,7 @@ class Past:
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
     ) -> tuple[str, Any]:
         """Fire before a statement is sent: replace its tables by their past if it is one of ours."""
-        request: Request | None = None if context is None else context.execution_options.get(_INFO_KEY)
+        request: Request | None = None if context is None else context.execution_options.get(PAST)
         if request is None or request.past is not self:
             return statement, parameters
         self._check(context, request)
@@ -214,12 +214,12 @@ class Past:
 
 def is_past(session: Session) -> bool:
     """Tell whether a session reads the past."""
-    return _INFO_KEY in session.info
+    return PAST in session.info
 
 
 def mark_past(session: Session, past: Past) -> None:
     """Remember that a session reads the past."""
-    session.info[_INFO_KEY] = past
+    session.info[PAST] = past
 
 
 def home_of(statement: ClauseElement) -> MetaData | None:

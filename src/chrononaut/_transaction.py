@@ -33,6 +33,8 @@ from chrononaut.typing import ChangeInfoProvider, Clock
 
 _CONFIG = "_chrononaut_config"
 _TRANSACTION = "_chrononaut_transaction"
+#: The key of what belongs to the past: the execution option of the statements that read it, for one.
+PAST = "chrononaut_past"
 _SETTING = "chrononaut.at"
 
 
