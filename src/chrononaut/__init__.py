@@ -9,6 +9,8 @@ from chrononaut._associations import versioned_table
 from chrononaut._change_info import append_change_info, extra_change_info, rationale
 from chrononaut._changes import changes
 from chrononaut._history_record import HistoryRecord
+from chrononaut._hold import hold
+from chrononaut._locking import Lockable, lock_where
 from chrononaut._reader import history_class, select_versions
 from chrononaut._record_changes import RecordChanges
 from chrononaut._session import versioned_session
@@ -33,6 +35,7 @@ __all__ = [
     "ChrononautException",
     "HiddenAttributeError",
     "HistoryRecord",
+    "Lockable",
     "RecordChanges",
     "RecordLockedError",
     "StaleVersionError",
@@ -45,6 +48,8 @@ __all__ = [
     "changes",
     "extra_change_info",
     "history_class",
+    "hold",
+    "lock_where",
     "rationale",
     "select_versions",
     "versioned_session",

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 
-from chrononaut._dialect import by_key, is_mariadb
+from chrononaut._dialect import by_key, is_mariadb, reuses_generated_keys
 from chrononaut._history_table import BEGAN, CHANGE_INFO, CHANGED, OPERATION, VERSION
 from chrononaut._mapping import VersionedTable
 from chrononaut._transaction import InstantKind, InstantSource, instant_expression
@@ -102,6 +102,29 @@ def _build_copy(
     table: VersionedTable, shape: Shape, operation: Operation, instant_kind: InstantKind, dialect: str
 ) -> Insert:
     version, wanted = live_version(table), wanted_records(table.key, shape)
+    columns, rows, before = ended_states(
+        table, _wanted_rows(table, wanted), operation, wanted.info, instant_expression(instant_kind), dialect
+    )
+    query = select(*columns.values()).select_from(rows).where(version == wanted.version, *_if_bound(table, wanted))
+    query = _in_order(query, shape, table.live, before)
+    return insert(table.history).from_select(list(columns), lock_rows(query, table, operation, dialect))
+
+
+def ended_states(
+    table: VersionedTable,
+    rows: FromClause,
+    operation: Operation,
+    info: ColumnElement[str],
+    instant: ColumnElement[datetime],
+    dialect: str,
+) -> tuple[dict[str, ColumnElement[Any]], FromClause, FromClause]:
+    """Return the history of live rows whose state ends now: its columns, where from, and what went before.
+
+    :param table: a base table.
+    :param rows: the live table, or a join of it.
+    :param info: the change info as JSON text.
+    """
+    version = live_version(table)
     before = table.history.alias("before")
     precedes = and_(
         *(
@@ -110,22 +133,19 @@ def _build_copy(
         ),
         before.c[VERSION] == version - 1,
     )
-    columns = _copied_columns(table) | {
+    columns = copied_columns(table) | {
         VERSION: version,
         BEGAN: before.c[CHANGED],
-        CHANGED: not_before(before.c[CHANGED], instant_expression(instant_kind), dialect),
-        CHANGE_INFO: as_json(wanted.info, dialect),
+        CHANGED: not_before(before.c[CHANGED], instant, dialect),
+        CHANGE_INFO: as_json(info, dialect),
         OPERATION: literal(operation, String()),
     }
-    rows = _wanted_rows(table, wanted).outerjoin(before, precedes)
-    query = select(*columns.values()).select_from(rows).where(version == wanted.version, *_if_bound(table, wanted))
-    query = _in_order(query, shape, table.live, before)
-    return insert(table.history).from_select(list(columns), lock_rows(query, table, operation, dialect))
+    return columns, rows.outerjoin(before, precedes), before
 
 
 def _build_child_copy(table: VersionedTable, shape: Shape) -> Insert:
     wanted = wanted_records(table.key, shape)
-    columns = _copied_columns(table) | {VERSION: wanted.version}
+    columns = copied_columns(table) | {VERSION: wanted.version}
     query = select(*columns.values()).select_from(_wanted_rows(table, wanted)).where(*_if_bound(table, wanted))
     return insert(table.history).from_select(list(columns), _in_order(query, shape, table.live))
 
@@ -143,7 +163,8 @@ def _if_bound(table: VersionedTable, wanted: Wanted) -> list[ColumnElement[bool]
     return [wanted.is_key(table.key)] if wanted.source is None else []
 
 
-def _copied_columns(table: VersionedTable) -> dict[str, ColumnElement[Any]]:
+def copied_columns(table: VersionedTable) -> dict[str, ColumnElement[Any]]:
+    """Return what history copies of a live table, by the history column."""
     return {copy.key: _as_copied(live, copy) for live, copy in table.copied}
 
 
@@ -242,6 +263,22 @@ def _build_birth(
     return insert(table.history).values(values)
 
 
+def may_be_used(connection: Connection, table: VersionedTable, is_key_given: bool) -> bool:
+    """Tell whether a new record's key may already have a history.
+
+    :param is_key_given: whether the application chose the key.
+    """
+    if is_key_given:
+        return True
+    for column in table.key:
+        if column is table.live.autoincrement_column:
+            if reuses_generated_keys(connection, table.live):
+                return True
+        elif column.server_default is None and not getattr(column.default, "is_sequence", False):
+            return True
+    return False
+
+
 def find_last_states(
     connection: Connection, table: VersionedTable, keys: Iterable[Key], lock: bool = False
 ) -> dict[Key, LastState]:
@@ -310,3 +347,20 @@ def read_current(
             query = lock_rows(query, base, "update", connection.dialect.name)
         for row in connection.execute(query):
             yield CurrentRow(tuple(row[:width]), row[width], tuple(row[width + 1 :]))
+
+
+def lock_records(connection: Connection, table: VersionedTable, keys: Iterable[Key]) -> None:
+    """Lock the live rows of some records until the transaction ends, in the key's order."""
+    dialect = connection.dialect.name
+    if dialect == "sqlite":  # has one writer at a time, and no row locks
+        return
+    for condition in keys_in(table.key, _sorted(keys), dialect):
+        query = select(literal(1)).select_from(table.live).where(condition)
+        connection.execute(lock_rows(query, table, "update", dialect))
+
+
+def _sorted(keys: Iterable[Key]) -> list[Key]:
+    try:
+        return sorted(keys)
+    except TypeError:
+        return sorted(keys, key=repr)

@@ -16,12 +16,13 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn, cast
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Insert, Update, event
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstanceState, LoaderCallableStatus, Session
 from sqlalchemy.orm.attributes import instance_state, set_attribute, set_committed_value
 from sqlalchemy.sql.dml import UpdateBase
 
+from chrononaut._bulk import Writer
 from chrononaut._capture import (
     FIRST_BIRTH,
     Birth,
@@ -30,19 +31,24 @@ from chrononaut._capture import (
     copy_states,
     find_last_states,
     insert_births,
+    lock_records,
+    may_be_used,
     read_current,
     renumber,
 )
+from chrononaut._cascades import Cascade, dependents_of, refuse_key_change
 from chrononaut._change_info import ChangeInfoSource
-from chrononaut._dialect import may_read_the_past, reuses_generated_keys
+from chrononaut._conflict import read_conflict
+from chrononaut._dialect import may_read_the_past
+from chrononaut._gate import refuse_replacing, refuse_untracked
 from chrononaut._history_table import CHANGE_INFO, CHANGED_ATTRIBUTE, VERSION
-from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping, mapping_of
+from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping, mapping_of, target_of
 from chrononaut._post_update import find_post_updates
 from chrononaut._suppression import is_suppressed
 from chrononaut._transaction import SessionConfig, TransactionState, transaction_of
 from chrononaut._types import assume_utc
-from chrononaut._wanted import WantedRecord
-from chrononaut.exceptions import ChrononautException, StaleVersionError, UnattachedSessionError
+from chrononaut._wanted import WantedRecord, keys_in
+from chrononaut.exceptions import ChrononautException, RecordLockedError, StaleVersionError, UnattachedSessionError
 from chrononaut.typing import ChangeInfo, Operation
 
 _FLUSH = "_chrononaut_flush"
@@ -100,7 +106,10 @@ class Flush:
             return
         unread: dict[VersionedMapping, list[InstanceState[Any]]] = defaultdict(list)
         checked: set[VersionedMapping] = set()
+        lockable: list[tuple[VersionedMapping, InstanceState[Any]]] = []
         for mapping, state in _versioned(self.session.dirty):
+            if mapping.lock is not None:
+                lockable.append((mapping, state))
             is_known = _is_known(mapping, state)
             if (not is_known or mapping not in checked or "info" in vars(state)) and _changed_names(mapping, state)[0]:
                 if self.info.check(state):
@@ -108,14 +117,20 @@ class Flush:
                 if not is_known:
                     unread[mapping].append(state)
         for mapping, state in _versioned(self.session.deleted):
+            if mapping.lock is not None:
+                lockable.append((mapping, state))
             self.info.check(state)
             if VERSION not in state.dict:
                 unread[mapping].append(state)
+        if self.session.deleted:
+            self._lock_all()
         for mapping, state in _versioned(self.session.new):
             if mapping.track_inserts:
                 self.info.check(state)
         for mapping, states in unread.items():
-            self._read(self.session.connection(bind_arguments={"mapper": mapping.mapper}), mapping, states)
+            self._read(self._connection(mapping), mapping, states)
+        for mapping, state in lockable:
+            self._refuse_locked(self._connection(mapping), mapping, state)
         self._post_updates = find_post_updates(self.session)
         for state in self._post_updates.keys() & set(map(instance_state, self.session.deleted)):
             # Its own foreign key is set to NULL before it goes: its last state must be copied before that.
@@ -123,11 +138,55 @@ class Flush:
             self.collect_delete(self.session.connection(bind_arguments={"mapper": mapping.mapper}), mapping, state)
             self._ended.add(state)
 
+    def _connection(self, mapping: VersionedMapping) -> Connection:
+        return self.session.connection(bind_arguments={"mapper": mapping.mapper})
+
+    def _lock_all(self) -> None:
+        """Lock all records of a flush that changes some and deletes others, in the one order that all flushes take.
+
+        The unit of work changes first and deletes later, so that two such flushes could wait for each other.
+        """
+        keys: dict[VersionedTable, tuple[VersionedMapping, list[Key]]] = {}
+        dirty = [each for each in _versioned(self.session.dirty) if _changed_names(*each)[0]]
+        for mapping, state in (*dirty, *_versioned(self.session.deleted)) if dirty else ():
+            keys.setdefault(mapping.base, (mapping, []))[1].append(_identity(state))
+        for table in sorted(keys, key=lambda each: each.live.fullname):
+            mapping, records = keys[table]
+            lock_records(self._connection(mapping), table, records)
+
+    def _refuse_locked(
+        self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any], is_deleted: bool = False
+    ) -> None:
+        """Refuse to change a locked record, but for unlocking it.
+
+        :raises RecordLockedError: if it is locked.
+        """
+        lock = cast("str", mapping.lock)
+        columns = mapping.mapper.columns
+        touched = {name for name in state.committed_state if name in columns} - {VERSION, lock}
+        if not touched and not (is_deleted or state.obj() in self.session.deleted):
+            return
+        was_locked = state.committed_state.get(lock, state.dict.get(lock, NO_VALUE))
+        if was_locked is NO_VALUE:
+            if lock not in self._old_values.get(state, {}):
+                self._read(connection, mapping, [state])
+            was_locked = self._old_values.get(state, {}).get(lock)
+        if not was_locked:
+            return
+        for name in touched - mapping.bookkept:
+            old = state.committed_state[name]
+            if old is NO_VALUE or columns[name].type.compare_values(old, state.dict.get(name)) is not True:
+                raise RecordLockedError(mapping.name, _identity(state))
+        if is_deleted or state.obj() in self.session.deleted:
+            raise RecordLockedError(mapping.name, _identity(state))
+
     def _read(self, connection: Connection, mapping: VersionedMapping, states: Iterable[InstanceState[Any]]) -> None:
         """Read and lock what the database holds of records whose version or old values are not loaded."""
         by_key = {_identity(state): state for state in states}
         names = {name for state in by_key.values() for name in _changed_names(mapping, state)[0]}
         names = (names | mapping.bookkept) - {VERSION}
+        if mapping.lock is not None:
+            names |= {mapping.lock}
         columns = {name: mapping.mapper.columns[name] for name in sorted(names)}
         for row in read_current(connection, mapping.tables, by_key, list(columns.values())):
             state = by_key[row.key]
@@ -143,6 +202,8 @@ class Flush:
     def collect_insert(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
         """A record is about to be inserted, or to take the place of one of the same key that is deleted."""
         replaced = self._replaced(mapping, state)
+        if replaced is not None and mapping.lock is not None:
+            self._refuse_locked(connection, mapping, replaced, is_deleted=True)
         if replaced is None:
             self._begin(connection, mapping, state)
             if mapping.has_marks and not self._is_suppressed:
@@ -158,6 +219,8 @@ class Flush:
 
     def collect_update(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
         """A record is about to be updated, perhaps without any change that counts."""
+        if mapping.lock is not None:
+            self._refuse_locked(connection, mapping, state)
         names = self._net_names(connection, mapping, state) | self._post_updates.get(state, frozenset())
         if not names:
             self._passed_over.append((mapping, state))
@@ -177,6 +240,8 @@ class Flush:
 
     def collect_delete(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> None:
         """A record is about to be deleted."""
+        if mapping.lock is not None:
+            self._refuse_locked(connection, mapping, state, is_deleted=True)
         if not self._is_suppressed and state not in self._ended:
             self._end(connection, mapping, state, "delete", self.info.of_object(state))
 
@@ -225,7 +290,7 @@ class Flush:
         endings = self._endings.get(connection)
         if endings is None:
             endings = self._endings[connection] = defaultdict(list)
-            self._listen(connection)
+            listen(self.session, self.transaction, connection)
         endings[mapping, operation].append((_identity(state), version, info))
         return version
 
@@ -266,12 +331,6 @@ class Flush:
 
     # --- at the first statement that changes what was collected
 
-    def _listen(self, connection: Connection) -> None:
-        if connection not in self.transaction.listeners:
-            listener = _listener(self.session)
-            event.listen(connection, "before_execute", listener)
-            self.transaction.listeners[connection] = listener
-
     def write(self, connection: Connection) -> None:
         """Copy the states that are about to end.
 
@@ -280,6 +339,12 @@ class Flush:
         endings = self._endings.pop(connection, None)
         if endings is None:
             return
+        with self.transaction.passing():
+            self._copy(connection, endings)
+
+    def _copy(
+        self, connection: Connection, endings: Mapping[tuple[VersionedMapping, Operation], list[WantedRecord]]
+    ) -> None:
         instant = self.transaction.instant.source(connection)
         groups: dict[tuple[VersionedTable, Operation], list[WantedRecord]] = {}
         for (mapping, operation), records in endings.items():
@@ -290,6 +355,21 @@ class Flush:
             if copy_states(connection, table, records, operation, instant) != len(records):
                 _raise_stale(connection, table, endings)
 
+    def cascade(self, connection: Connection, statement: UpdateBase, parameters: Sequence[Mapping[str, Any]]) -> None:
+        """Capture what the database itself will do to the rows that refer to those of a statement."""
+        table: Any = target_of(statement)
+        if isinstance(statement, Insert) or self._is_suppressed or not dependents_of(table):
+            return
+        if isinstance(statement, Update):
+            refuse_key_change(table, frozenset(key for each in parameters for key in each))
+            return
+        key = tuple(table.primary_key)
+        writer = Writer(connection, self.transaction.instant.source(connection))
+        with self.transaction.passing():
+            keys = [tuple(each[column.key] for column in key) for each in parameters]
+            for condition in keys_in(key, keys, connection.dialect.name):
+                Cascade(writer, lambda: self.info).capture(table, condition)
+
     # --- after the flush
 
     def finish(self) -> None:
@@ -298,8 +378,9 @@ class Flush:
             raise ChrononautException("A change was announced by the unit of work, but not made.")
         for mapping, state in self._passed_over:
             self._refuse_late_changes(mapping, state)
-        for (connection, table), lives in self._lives.items():
-            self._number(connection, table, lives)
+        with self.transaction.passing() if self._lives else nullcontext():
+            for (connection, table), lives in self._lives.items():
+                self._number(connection, table, lives)
         if self._info is not None:
             self._info.spend_appended()
 
@@ -315,7 +396,7 @@ class Flush:
     def _number(self, connection: Connection, table: VersionedTable, lives: list[_NewLife]) -> None:
         """Number new records, after the history that their key may already have, and record their births."""
         keys = [tuple(life.mapping.mapper.primary_key_from_instance(life.state.obj())) for life in lives]
-        used = [key for key, life in zip(keys, lives, strict=True) if _may_be_used(connection, table, life)]
+        used = [key for key, life in zip(keys, lives, strict=True) if may_be_used(connection, table, life.is_key_given)]
         if not (used and may_read_the_past(connection)):
             last = find_last_states(connection, table, used) if used else {}
             self._record_births(connection, table, keys, lives, last)
@@ -362,14 +443,44 @@ class Flush:
             insert_births(connection, each, rows, lives[0].mapping.discriminator, instant)
 
 
-def _listener(session: Session) -> Any:
-    def before_execute(conn: Connection, clauseelement: Any, *_: Any) -> None:
-        """Fire before any statement of the transaction: what it ends must be copied first."""
-        flush: Flush | None = session.info.get(_FLUSH)
-        if flush is not None and isinstance(clauseelement, UpdateBase):
-            flush.write(conn)
+def listen(session: Session, transaction: TransactionState, connection: Connection) -> None:
+    """Listen on a connection of a session's transaction, until that ends."""
+    if connection in transaction.listeners:
+        return
 
-    return before_execute
+    def before_execute(conn: Connection, clauseelement: Any, multiparams: Any, params: Any, options: Any) -> Any:
+        """Fire before any statement of the transaction: what it ends must be copied first."""
+        if isinstance(clauseelement, UpdateBase):
+            flush: Flush | None = session.info.get(_FLUSH)
+            if flush is not None:
+                flush.write(conn)
+                if _is_of_unit_of_work(options):
+                    flush.cascade(conn, clauseelement, multiparams or [params])
+            if transaction.rewrite is not None:
+                clauseelement = transaction.rewrite(clauseelement)
+        return clauseelement, multiparams, params
+
+    def before_cursor_execute(
+        conn: Connection, cursor: object, sql: str, parameters: object, context: Any, executemany: bool
+    ) -> None:
+        """Fire before anything is sent to the database."""
+        if context.isinsert:
+            refuse_replacing(sql, context)
+        if not transaction.lets_pass:
+            is_announced = _FLUSH in session.info and _is_of_unit_of_work(context.execution_options)
+            refuse_untracked(session, conn, sql, context, is_announced)
+
+    transaction.listeners[connection] = {
+        "before_execute": before_execute,
+        "before_cursor_execute": before_cursor_execute,
+    }
+    event.listen(connection, "before_execute", before_execute, retval=True)
+    event.listen(connection, "before_cursor_execute", before_cursor_execute)
+
+
+def _is_of_unit_of_work(options: Mapping[str, Any]) -> bool:
+    """Tell the unit of work's own statements, which have a cache of their own, from those that a listener executes."""
+    return options.get("compiled_cache") is not None
 
 
 def flush_of(state: InstanceState[Any]) -> Flush | None:
@@ -446,19 +557,6 @@ def _is_known(mapping: VersionedMapping, state: InstanceState[Any]) -> bool:
     return mapping.bookkept.issubset(state.dict)
 
 
-def _may_be_used(connection: Connection, table: VersionedTable, life: _NewLife) -> bool:
-    """Tell whether a new record's key may already have a history."""
-    if life.is_key_given:
-        return True
-    for column in table.key:
-        if column is table.live.autoincrement_column:
-            if reuses_generated_keys(connection, table.live):
-                return True
-        elif column.server_default is None and not getattr(column.default, "is_sequence", False):
-            return True
-    return False
-
-
 def _discriminator(life: _NewLife) -> Any:
     column = life.mapping.discriminator
     if column is None:
@@ -478,7 +576,8 @@ def _raise_stale(
         found = {row.key: row.version for row in current}
         for key, version, _ in records:
             if found.get(key) != version:
-                raise StaleVersionError(mapping.name, key, version, found.get(key))
+                changes = read_conflict(connection, mapping, key, version)
+                raise StaleVersionError(mapping.name, key, version, found.get(key), changes)
     raise ChrononautException(
         f"Not all rows of {table.live.name} could be copied to {table.history.name}, although each has the version "
         "that was expected. Is a column type lossy, so that a key read from the database does not find its row?"

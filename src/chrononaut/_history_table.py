@@ -36,6 +36,12 @@ class VersionColumn(Column[int]):
     inherit_cache = True
 
 
+class LockColumn(Column[bool]):
+    """A live column that ``Lockable`` declared."""
+
+    inherit_cache = True
+
+
 class RecordChangesColumn(Column[Any]):
     """A live column that ``RecordChanges`` declared."""
 

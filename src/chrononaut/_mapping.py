@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sqlalchemy import Column, MetaData, Table
+from sqlalchemy import Column, ColumnElement, MetaData, Table
 from sqlalchemy.orm import Mapper
 
 from chrononaut._change_info import ChangeInfoHooks
-from chrononaut._history_table import CHANGED_ATTRIBUTE, VERSION, VersionColumn, is_tracked
+from chrononaut._history_table import CHANGED_ATTRIBUTE, VERSION, LockColumn, VersionColumn, is_tracked
 from chrononaut._options import find_mapper
 from chrononaut.exceptions import ChrononautException, MappingError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _ATTRIBUTE = "__chrononaut_mapping__"
 _INFO_KEY = "chrononaut.mappings"
+_MODELS = "chrononaut_models"
 Statement = TypeVar("Statement")
 
 
@@ -146,6 +147,39 @@ class VersionedMapping:
         return column if isinstance(column, Column) and column.table is self.base.live else None
 
     @cached_property
+    def lock(self) -> str | None:
+        """The name of the attribute that locks a record; None if the model is not ``Lockable``."""
+        columns = mapped_columns(self.mapper).items()
+        name, column = next(((n, c) for n, c in columns if isinstance(c, LockColumn)), (None, None))
+        if column is not None and column.table is not self.base.live:
+            raise MappingError(
+                f"{self.name} is Lockable but {self.base.live.name!r}, the table that its versions are counted in, "
+                "has no lock. Put the Lockable mixin on the base of the hierarchy."
+            )
+        return name
+
+    @cached_property
+    def lock_column(self) -> ColumnElement[bool] | None:
+        """The live column that locks a record, even if only another class of the hierarchy has it."""
+        return next((column for column in self.base.live.c if isinstance(column, LockColumn)), None)
+
+    @property  # not cached: a subclass may still be declared
+    def family(self) -> tuple[VersionedMapping, ...]:
+        """The mapping itself and those of the subclasses that share its base table."""
+        return tuple(self._family())
+
+    def _family(self) -> Iterator[VersionedMapping]:
+        for mapper in self.mapper.self_and_descendants:
+            mapping = find_mapping(mapper.class_)
+            if mapping is not None and mapping.base is self.base:
+                yield mapping
+
+    @property
+    def family_tables(self) -> tuple[VersionedTable, ...]:
+        """The tables that a row of this model may be spread over, the base's first."""
+        return tuple(dict.fromkeys(table for mapping in self.family for table in mapping.tables))
+
+    @cached_property
     def key_attributes(self) -> tuple[str, ...]:
         """Names of the primary key attributes, in the key's order."""
         return tuple(self.mapper.get_property_by_column(column).key for column in self.mapper.primary_key)
@@ -161,11 +195,28 @@ def set_mapping(cls: type, mapping: VersionedMapping) -> None:
     """Make a mapping the one of a class."""
     setattr(cls, _ATTRIBUTE, mapping)
     mapping.base.live.metadata.info.setdefault(_INFO_KEY, []).append(mapping)
+    table = mapping.tables[-1]
+    models = table.live.metadata.info.setdefault(_MODELS, {})
+    # The subclasses of single-table inheritance come after their base, whose table it is.
+    models.setdefault(table.live, mapping)
+    models.setdefault(table.history, mapping)
 
 
 def versioned_mappings(metadata: MetaData) -> list[VersionedMapping]:
     """Return how the models whose tables are in a collection are versioned, bases before their subclasses."""
     return list(metadata.info.get(_INFO_KEY, ()))
+
+
+def target_of(statement: Any) -> Any:
+    """Return what an INSERT, UPDATE or DELETE changes: the table itself, where SQLAlchemy has it in a wrapper."""
+    target = statement.table
+    return target.metadata.tables.get(target.key, target) if isinstance(target, Table) else target
+
+
+def model_of(table: object) -> VersionedMapping | None:
+    """Return how the model of a live or history table is versioned; None if it is not."""
+    models: Mapping[Any, VersionedMapping] = table.metadata.info.get(_MODELS, {}) if isinstance(table, Table) else {}
+    return models.get(table)
 
 
 def find_mapping(cls: type) -> VersionedMapping | None:

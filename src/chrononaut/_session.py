@@ -6,14 +6,30 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, event
-from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, UOWTransaction, scoped_session, sessionmaker
+from sqlalchemy import Connection, Result, event
+from sqlalchemy.orm import (
+    ORMExecuteState,
+    Session,
+    SessionTransaction,
+    SessionTransactionOrigin,
+    UOWTransaction,
+    scoped_session,
+    sessionmaker,
+)
 
 from chrononaut._associations import forget_associations, listen_to_associations
-from chrononaut._flush import begin_flush, change_info_of, end_flush
+from chrononaut._flush import begin_flush, change_info_of, end_flush, listen
 from chrononaut._history_record import HistoryRecord
 from chrononaut._mapping import mapping_of
-from chrononaut._transaction import SessionConfig, configure, configured, find_config, forget_transaction
+from chrononaut._statements import capture_statement
+from chrononaut._transaction import (
+    SessionConfig,
+    configure,
+    configured,
+    find_config,
+    forget_transaction,
+    transaction_of,
+)
 from chrononaut.exceptions import ChrononautException
 from chrononaut.typing import ChangeInfoProvider, Clock
 
@@ -109,7 +125,11 @@ def _before_flush(session: Session, flush_context: UOWTransaction, instances: ob
     """Fire when a flush begins, before it has looked at anything."""
     config = find_config(session)
     if config is not None:
-        begin_flush(session, config).prepare()
+        try:
+            begin_flush(session, config).prepare()
+        except BaseException:
+            end_flush(session)
+            raise
 
 
 def _after_flush(session: Session, flush_context: UOWTransaction) -> None:
@@ -123,19 +143,28 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
     """Fire when a transaction begins on a connection."""
     config = find_config(session)
     if config is not None:
+        listen(session, transaction_of(session, config), connection)
         listen_to_associations(session, connection, config, lambda: change_info_of(session, config))
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     """Fire when a transaction, a savepoint or a flush has ended, one way or another."""
-    if transaction.parent is None:
+    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
+        end_flush(session)
+    elif transaction.parent is None:
         end_flush(session)
         forget_transaction(session)
         forget_associations(session)
 
 
-def _do_orm_execute(state: ORMExecuteState) -> None:
-    """Fire before an ORM statement is executed: history is where the model is, whatever a session's binds name."""
+def _do_orm_execute(state: ORMExecuteState) -> Result[Any] | None:
+    """Fire before a session executes a statement."""
+    _bind_history(state)
+    return capture_statement(state)
+
+
+def _bind_history(state: ORMExecuteState) -> None:
+    """Find history where the model is, whatever a session's binds name."""
     mapper, session = state.bind_mapper, state.session
     model: Any = None if mapper is None else mapper.class_
     if model is None or not issubclass(model, HistoryRecord) or "bind" in state.bind_arguments:
@@ -146,7 +175,7 @@ def _do_orm_execute(state: ORMExecuteState) -> None:
         state.bind_arguments["bind"] = session.get_bind(live)
 
 
-_LISTENERS: dict[str, Callable[..., None]] = {
+_LISTENERS: dict[str, Callable[..., Any]] = {
     "do_orm_execute": _do_orm_execute,
     "after_begin": _after_begin,
     "before_flush": _before_flush,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal, NamedTuple, cast
@@ -23,6 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.sql.dml import UpdateBase
 
 from chrononaut._dialect import is_mariadb
 from chrononaut._types import UTCDateTime, as_utc
@@ -106,9 +108,9 @@ class Instant:
         if self._value is None and (self._clock is not None or connection.dialect.name != "postgresql"):
             self._value = self._now(connection)
         if self._value is not None:
-            return InstantSource("value", {"instant": self._value})
+            return InstantSource("value", {"chrononaut_instant": self._value})
         self._kept_by = connection
-        return InstantSource("setting", {"instant_tag": self._tag})
+        return InstantSource("setting", {"chrononaut_tag": self._tag})
 
     def value(self, connection: Connection) -> datetime:
         """Return the instant itself; costs a round trip where only the database has it."""
@@ -129,22 +131,48 @@ class Instant:
 def instant_expression(kind: InstantKind) -> ColumnElement[datetime]:
     """Return the expression of the instant, for the parameters of its source."""
     if kind == "value":
-        return bindparam("instant", type_=UTCDateTime())
+        return bindparam("chrononaut_instant", type_=UTCDateTime())
     # PostgreSQL: the setting if this transaction has made it, else the clock's time, kept in the setting.
-    tag = bindparam("instant_tag", type_=Text()).concat("|")
+    tag = bindparam("chrononaut_tag", type_=Text()).concat("|")
     setting = func.current_setting(_SETTING, True, type_=Text())
     taken = func.set_config(_SETTING, tag.concat(sql_cast(func.clock_timestamp(), Text)), True, type_=Text())
     text = case((func.starts_with(setting, tag), setting), else_=taken)
     return select(sql_cast(func.split_part(text, "|", 2), DateTime(timezone=True))).scalar_subquery()
 
 
+#: What listens on a connection, by the name of the event.
+Listeners = dict[str, Callable[..., Any]]
+
+
 @dataclass(slots=True)
 class TransactionState:
-    """What a session knows about its current transaction."""
+    """What a session knows about its current transaction.
+
+    :param root: the transaction.
+    :param instant: when everything that it changes happens.
+    :param listeners: what listens on its connections.
+    :param rewrite: what makes the next statement write the version too.
+    """
 
     root: SessionTransaction | None
     instant: Instant
-    listeners: dict[Connection, Callable[..., None]] = field(default_factory=dict[Connection, Callable[..., None]])
+    listeners: dict[Connection, Listeners] = field(default_factory=dict[Connection, Listeners])
+    rewrite: Callable[[UpdateBase], UpdateBase] | None = None
+    _passing: int = 0
+
+    @property
+    def lets_pass(self) -> bool:
+        """Whether what is being executed is our own, or captured already."""
+        return self._passing > 0
+
+    @contextmanager
+    def passing(self) -> Generator[None]:
+        """Let all statements pass until the block ends."""
+        self._passing += 1
+        try:
+            yield
+        finally:
+            self._passing -= 1
 
 
 def transaction_of(session: Session, config: SessionConfig) -> TransactionState:
@@ -159,6 +187,7 @@ def transaction_of(session: Session, config: SessionConfig) -> TransactionState:
 def forget_transaction(session: Session) -> None:
     """Forget a transaction that has ended, and stop listening on its connections."""
     state = cast("TransactionState | None", session.info.pop(_TRANSACTION, None))
-    for connection, listener in state.listeners.items() if state is not None else ():
+    for connection, listeners in state.listeners.items() if state is not None else ():
         if not connection.closed:
-            event.remove(connection, "before_execute", listener)
+            for name, listener in listeners.items():
+                event.remove(connection, name, listener)

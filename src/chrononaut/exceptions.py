@@ -7,6 +7,7 @@
     ├── UnattachedSessionError          a session writes versioned records but was never attached
     ├── StaleVersionError               somebody else changed the record (also a StaleDataError)
     ├── RecordLockedError               the record is locked
+    ├── RecordHeldError                 another transaction holds the record
     ├── UntrackedStatementError         a statement whose changes cannot be captured
     ├── ReadOnlyError                   history, and the past, cannot be changed
     ├── ChangeInfoError                 change info is missing, or JSON cannot hold it (also a ValueError)
@@ -37,6 +38,7 @@ __all__ = [
     "NaiveDatetimeError",
     "NotAwaitedError",
     "ReadOnlyError",
+    "RecordHeldError",
     "RecordLockedError",
     "StaleVersionError",
     "UnattachedSessionError",
@@ -138,6 +140,17 @@ class RecordLockedError(_RecordError):
             f"{self._record} is locked and cannot be changed or deleted. "
             "Call `record.unlock(reason=...)` and flush that first."
         )
+
+
+class RecordHeldError(_RecordError):
+    """Another transaction holds the record, and did not end in time.
+
+    :param model: name of the model.
+    :param key: primary key of the record.
+    """
+
+    def __str__(self) -> str:
+        return f"{self._record} is held by another transaction. Try again when that has ended."
 
 
 class UntrackedStatementError(ChrononautException):

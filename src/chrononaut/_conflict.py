@@ -1,0 +1,53 @@
+"""What another writer changed meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Column, ColumnElement, Connection, Enum, and_, select, type_coerce
+
+from chrononaut._capture import Key
+from chrononaut._history_table import VERSION
+from chrononaut._mapping import VersionedMapping, VersionedTable, mapped_columns
+from chrononaut._types import LenientEnum
+
+
+def read_conflict(
+    connection: Connection, mapping: VersionedMapping, key: Key, expected: int
+) -> dict[str, tuple[Any, Any]]:
+    """Return what changed in a record since a version, as ``{attribute: (then, now)}``, without hidden columns."""
+    changes: dict[str, tuple[Any, Any]] = {}
+    names = {column: name for name, column in mapped_columns(mapping.mapper).items() if name in mapping.tracked}
+    for table in mapping.tables:
+        copied = [(live, copy) for live, copy in table.copied if live in names]
+        then = _row(connection, [copy for _, copy in copied], copied, _is_state(table, key, expected))
+        now = _row(connection, [live for live, _ in copied], copied, _is_record(table, key))
+        if then is None or now is None:
+            continue
+        for (live, _), before, after in zip(copied, then, now, strict=True):
+            if mapping.comparisons[names[live]](before, after) is not True:
+                changes[names[live]] = (before, after)
+    return changes
+
+
+def _is_state(table: VersionedTable, key: Key, version: int) -> ColumnElement[bool]:
+    same = (column == part for column, part in zip(table.history_key, key, strict=True))
+    return and_(*same, table.history.c[VERSION] == version)
+
+
+def _is_record(table: VersionedTable, key: Key) -> ColumnElement[bool]:
+    return and_(*(column == part for column, part in zip(table.key, key, strict=True)))
+
+
+def _row(
+    connection: Connection,
+    columns: Sequence[Column[Any]],
+    copied: Sequence[tuple[Column[Any], Column[Any]]],
+    condition: ColumnElement[bool],
+) -> Sequence[Any] | None:
+    read: list[ColumnElement[Any]] = [
+        type_coerce(column, LenientEnum(live.type)) if isinstance(live.type, Enum) and column is not live else column
+        for column, (live, _) in zip(columns, copied, strict=True)
+    ]
+    return connection.execute(select(*read).where(condition)).first()

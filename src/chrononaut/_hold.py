@@ -1,0 +1,100 @@
+"""Hold a record for as long as a transaction lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TypeVar, cast
+
+from sqlalchemy import Connection, text, update
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.orm.attributes import instance_state
+
+from chrononaut._capture import live_version
+from chrononaut._mapping import VersionedMapping, mapping_of
+from chrononaut._transaction import config_of, transaction_of
+from chrononaut.exceptions import ChrononautException, RecordHeldError, StaleVersionError
+
+Model = TypeVar("Model")
+
+#: What databases call "somebody else holds the row": SQLSTATE, error number, or SQLite's words.
+_HELD = ("55P03", "1205", "3572", "database is locked", "database table is locked")
+
+
+@contextmanager
+def hold(session: Session, record: Model, *, nowait: bool = False, timeout: float | None = None) -> Generator[Model]:
+    """Keep everybody else from changing a record until the transaction ends, and bring it up to date.
+
+    The record's row is read again by SELECT ... FOR UPDATE; changes that are pending are flushed first. The
+    hold ends with the transaction, not with the block: commit or roll back soon after it. E.g.::
+
+        with hold(session, account, timeout=2):
+            account.balance -= amount
+            session.commit()
+
+    SQLite has no row locks: there, the whole database is held, as by any write.
+
+    :param session: the session that the record is in.
+    :param record: a versioned record that is in the database.
+    :param nowait: raise at once if somebody else holds it.
+    :param timeout: raise if somebody else still holds it after so many seconds; wait as long as the database
+        is set to if None.
+    :raises RecordHeldError: if somebody else holds it. The transaction can go on.
+    :raises StaleVersionError: if it was deleted.
+    :raises ChrononautException: if it is not in this session, or both ``nowait`` and ``timeout`` are given.
+    """
+    mapping = mapping_of(type(record))
+    state: InstanceState[Model] = instance_state(record)
+    if nowait and timeout is not None:
+        raise ChrononautException("hold() takes nowait or timeout, not both.")
+    if state.session is not session or not state.has_identity:
+        raise ChrononautException(f"hold() needs a {mapping.name} that is in this session and in the database.")
+    session.flush()
+    connection = session.connection(bind_arguments={"mapper": mapping.mapper})
+    key = tuple(state.identity or ())
+    try:
+        if connection.dialect.name == "sqlite":
+            _hold_sqlite(session, connection, mapping, key, 0 if nowait else timeout)
+            session.refresh(record)
+        else:
+            with connection.begin_nested():
+                _set_timeout(connection, timeout)
+                session.refresh(record, with_for_update={"nowait": nowait})
+                _set_timeout(connection, timeout, to_default=True)
+    except DBAPIError as error:
+        if any(sign in f"{getattr(error.orig, 'sqlstate', '')} {error.orig}" for sign in _HELD):
+            raise RecordHeldError(mapping.name, key) from error
+        raise
+    except InvalidRequestError as error:
+        raise StaleVersionError(mapping.name, key, cast("int | None", state.dict.get("version")), None) from error
+    yield record
+
+
+def _set_timeout(connection: Connection, timeout: float | None, to_default: bool = False) -> None:
+    if timeout is None:
+        return
+    if connection.dialect.name == "postgresql":
+        # Inside a savepoint, which undoes it if the wait fails.
+        value = "DEFAULT" if to_default else f"'{max(1, round(timeout * 1000))}ms'"
+        connection.execute(text(f"SET LOCAL lock_timeout = {value}"))
+    else:
+        value = "DEFAULT" if to_default else str(max(1, round(timeout)))
+        connection.execute(text(f"SET SESSION innodb_lock_wait_timeout = {value}"))
+
+
+def _hold_sqlite(
+    session: Session, connection: Connection, mapping: VersionedMapping, key: tuple[object, ...], wait: float | None
+) -> None:
+    """Take the write lock by an update that changes nothing."""
+    base = mapping.base
+    version = live_version(base)
+    same = (column == part for column, part in zip(base.key, key, strict=True))
+    before = connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
+    if wait is not None:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(wait * 1000)}")
+    try:
+        with transaction_of(session, config_of(session, mapping.mapper.class_)).passing():
+            connection.execute(update(base.live).where(*same).values({version: version}))
+    finally:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {before}")

@@ -1,0 +1,112 @@
+"""Locks that stay: records that nobody may change until they are unlocked."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import Boolean, Column, ColumnElement, Select, false, select, update
+from sqlalchemy.orm import Mapped, Session, declared_attr
+from sqlalchemy.sql.visitors import iterate
+
+from chrononaut._bulk import are_in
+from chrononaut._change_info import append_change_info, rationale
+from chrononaut._history_table import LockColumn
+from chrononaut._mapping import VersionedMapping, find_mapping, mapping_of, model_of
+from chrononaut.exceptions import ChrononautException
+
+
+class Lockable:
+    """Let records of a versioned model be locked, so that every change and deletion of them is refused.
+
+    Locking and unlocking are changes themselves: they make versions, whose change info says who and why.
+    ``is_locked`` is a column like others, so that queries can use it. E.g.::
+
+        class Invoice(Lockable, Versioned, Base):
+            __tablename__ = "invoice"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            total: Mapped[Decimal]
+
+        invoice.lock("booked")
+        session.commit()
+        invoice.total = 0
+        session.commit()  # RecordLockedError
+    """
+
+    if TYPE_CHECKING:
+        is_locked: Mapped[bool]
+        """Whether the record is locked. Use ``lock()`` and ``unlock()`` to change it."""
+    else:
+
+        @declared_attr
+        def is_locked(cls):  # documented above
+            return LockColumn("is_locked", Boolean, nullable=False, default=False, server_default=false())
+
+    def lock(self, reason: str | None = None) -> None:
+        """Lock the record with the next flush. What else is changed before that flush still goes through.
+
+        :param reason: why; it stands under ``extra`` in the change info, as ``rationale``.
+        :raises ChrononautException: if the model is not versioned.
+        """
+        _set_locked(self, True, reason)
+
+    def unlock(self, reason: str | None = None) -> None:
+        """Unlock the record with the next flush. Flush before anything else of the record is changed.
+
+        :param reason: why; it stands under ``extra`` in the change info, as ``rationale``.
+        :raises ChrononautException: if the model is not versioned.
+        """
+        _set_locked(self, False, reason)
+
+
+def _set_locked(record: Lockable, is_locked: bool, reason: str | None) -> None:
+    mapping_of(type(record))
+    if bool(record.is_locked) == is_locked:
+        return  # no version is made, so the reason would stay for the next one
+    record.is_locked = is_locked
+    if reason is not None:
+        append_change_info(record, rationale=reason)
+
+
+def lock_where(
+    session: Session, select_or_criteria: Select[Any] | ColumnElement[bool], reason: str | None = None
+) -> int:
+    """Lock many records at once, by one set-based statement, e.g. to close an accounting period.
+
+    Those that are locked already stay as they are. E.g.::
+
+        lock_where(session, Invoice.booked_on < date(2024, 1, 1), "2023 is closed")
+
+    :param session: a versioned session; the locks are part of its transaction.
+    :param select_or_criteria: a ``select()`` of a ``Lockable`` model, or a condition on its attributes.
+    :param reason: why; it stands under ``extra`` in the change info, as ``rationale``.
+    :return: how many records were locked.
+    :raises ChrononautException: if no single ``Lockable`` model can be told from the argument.
+    """
+    given = select_or_criteria
+    if isinstance(select_or_criteria, Select):
+        entity = given.column_descriptions[0].get("entity")
+        mapping = find_mapping(entity) if isinstance(entity, type) else None
+    else:
+        models = {model_of(node.table) for node in iterate(given) if isinstance(node, Column)} - {None}
+        mapping = models.pop() if len(models) == 1 else None
+    if mapping is None or mapping.lock is None:
+        raise ChrononautException(
+            "lock_where() needs a select() of one model that is Versioned and Lockable, or a condition on it alone."
+        )
+    lock = mapping.mapper.attrs[mapping.lock].class_attribute
+    criteria = _criteria(mapping, given)
+    statement = update(mapping.mapper.class_).where(criteria, lock.is_(False)).values({lock: True})
+    with nullcontext() if reason is None else rationale(reason):
+        result = session.execute(statement, execution_options={"synchronize_session": "fetch"})
+    return cast("int", cast("Any", result).rowcount)
+
+
+def _criteria(mapping: VersionedMapping, given: Any) -> ColumnElement[bool]:
+    if not isinstance(given, Select):
+        return cast("ColumnElement[bool]", given)
+    key = tuple(mapping.mapper.primary_key)
+    chosen = given.with_only_columns(*key)
+    # A table that is updated cannot be read by name in its own condition on every database.
+    inner = chosen.subquery("chosen")
+    return are_in(key, select(*inner.c))
