@@ -230,7 +230,7 @@ def insert_births(
         for row, birth in zip(rows, births, strict=True):
             row |= {"birth_began": birth.began, "birth_info": birth.info}
             if instant.kind == "value":
-                at = instant.parameters["instant"]
+                at = instant.parameters["chrononaut_instant"]
                 row["birth_changed"] = at if birth.began is None else max(at, birth.began)
             else:
                 row |= instant.parameters

@@ -25,6 +25,10 @@ _WAY_OUT = (
 )
 #: What holds a verb of change but changes nothing.
 _HARMLESS = re.compile(r"\bfor\s+(no\s+key\s+)?update\b|\bon\s+(update|delete)\b|\bdo\s+update\b", re.IGNORECASE)
+_CHANGES_NO_ROWS = re.compile(
+    r"\s*(create|alter|drop|comment|grant|revoke|set|pragma|lock|explain(?!.*\banalyze\b))\b", re.IGNORECASE | re.DOTALL
+)
+_TEXT_VALUE = re.compile(r"'(?:[^']|'')*'")
 _CHANGES_ROWS = re.compile(r"\b(update|delete|merge|truncate|replace\s+into|copy)\b", re.IGNORECASE)
 _INSERT = re.compile(r"\s*(INSERT\s+INTO|WITH)\b", re.IGNORECASE)
 _INSERTS = r"\binsert\s+(?:or\s+\w+\s+|ignore\s+)?into\s+(?:[\w\"`\[\]]+\s*\.\s*)?[\"`\[]?{}(?!\w)"
@@ -97,7 +101,9 @@ def _read_only(table: Any) -> ReadOnlyError:
 
 def _check_text(session: Session, connection: Any, sql: str) -> None:
     """Refuse SQL text that seems to change a versioned table: rather one too many than one too few."""
-    sql = _HARMLESS.sub(" ", sql)
+    if _CHANGES_NO_ROWS.match(sql):
+        return
+    sql = _HARMLESS.sub(" ", _TEXT_VALUE.sub("''", sql))
     changes_rows = _CHANGES_ROWS.search(sql) is not None
     if not changes_rows and "insert" not in sql.lower():
         return
