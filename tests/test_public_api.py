@@ -101,6 +101,7 @@ ERRORS: list[tuple[str, tuple[Any, ...]]] = [
     ("UnattachedSessionError", ("User",)),
     ("StaleVersionError", ("User", (1, "x"), 1, 2, {"email": ("a", "b")})),
     ("StaleVersionError", ("User", (1,), None, None)),
+    ("RecordHeldError", ("User", (1,))),
     ("RecordLockedError", ("User", (1,))),
     ("UntrackedStatementError", ("m",)),
     ("ReadOnlyError", ("m",)),

@@ -128,8 +128,8 @@ def refuse_key_change(table: Table, names: Iterator[str] | frozenset[str]) -> No
     for each in dependents_of(table):
         if _moves(each) and model_of(each.table) is not None and changed & {column.key for column in each.referred}:
             raise UntrackedStatementError(
-                f"With the key of {table.name} the database changes {each.table.name} (ON UPDATE "  # noqa: S608
-                f"{each.on_update}), past its history. Drop ON UPDATE from the foreign key, and set "
+                f"With the key of {table.name} the database changes {each.table.name} (ON UPDATE "
+                f"{each.on_update}), past its history. Drop ON UPDATE from the foreign key, and use "
                 "`passive_updates=False` on the relationship, so that the session changes the references."
             )
 

@@ -77,7 +77,7 @@ class Change(Execution):
     def _delete(self, mapping: VersionedMapping, table: VersionedTable) -> Result[Any]:
         if table.live_version is None:
             raise UntrackedStatementError(
-                f"A DELETE of {table.live.name} removes half of each {mapping.name}. Delete from "
+                f"A DELETE of {table.live.name} removes half of each {mapping.name}. Delete rows of "
                 f"{mapping.base.live.name}, or through the session."
             )
         self.flush()
