@@ -220,7 +220,8 @@ def test_statements_are_captured_too(models: Models, session: Session) -> None:
 
 def test_only_what_a_statement_matches_is_captured(models: Models, session: Session) -> None:
     """A DELETE with a parameter for each part of the key, but another condition than a removal's, ends what it says."""
-    table, user = models.table, sa.bindparam("user_id")
+    table = models.table
+    user: Any = sa.bindparam("user_id")
     session.execute(sa.insert(table), [{"user_id": 1, "group_id": n} for n in (1, 2, 3)])
     either = sa.or_(table.c.user_id == user, table.c.group_id == sa.bindparam("group_id"))
     session.execute(sa.delete(table).where(either), [{"user_id": 9, "group_id": 3}])

@@ -109,7 +109,8 @@ def test_flush_deletes_a_parent(session: Session, populated: Family) -> None:
 def test_statement_deletes_a_parent(session: Session, populated: Family) -> None:
     """A DELETE of parents captures their children, by condition."""
     parent = populated.parent
-    assert session.execute(sa.delete(parent).where(parent.id < 2)).rowcount == 1
+    result: Any = session.execute(sa.delete(parent).where(parent.id < 2))
+    assert result.rowcount == 1
     session.commit()
     check(session, populated)
 

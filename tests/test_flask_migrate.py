@@ -53,7 +53,7 @@ def test_flask_migrate_adds_versioning_to_tables_with_rows(engine: sa.Engine, tm
 
     assert "No new upgrade operations detected" in _flask_db(tmp_path, "check")
     with engine.connect() as connection:
-        assert connection.exec_driver_sql("SELECT version FROM appuser").all() == [(0,)]
+        assert connection.exec_driver_sql("SELECT version FROM appuser").scalars().all() == [0]
         assert connection.exec_driver_sql("SELECT * FROM appuser_history").all() == []
         assert connection.exec_driver_sql("SELECT * FROM team_history").all() == []
     scripts = [path.read_text() for path in (tmp_path / "migrations" / "versions").glob("*.py")]

@@ -82,7 +82,8 @@ class Execution:
     def run(self, statement: UpdateBase | None = None, parameters: Any = None) -> Result[Any]:
         """Execute it, now that it is captured."""
         with self.transaction.passing():
-            return cast("Result[Any]", self.state.invoke_statement(statement=statement, params=parameters))
+            result: Result[Any] = self.state.invoke_statement(statement=statement, params=parameters)
+            return result
 
     def marks(self, table: Table, columns: Mapping[str, Column[Any]]) -> dict[Any, Any]:
         """Return what ``RecordChanges`` keeps on the live row, for a model without versions."""
