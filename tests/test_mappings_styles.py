@@ -77,8 +77,8 @@ def test_sqlmodel_tables_are_versioned(mixin_first: bool, engine: sa.Engine, ses
 
     if mixin_first:
 
-        class User(Versioned, Table, table=True):
-            __tablename__ = "appuser"
+        class User(Versioned, Table, table=True):  # pyright: ignore[reportRedeclaration]
+            __tablename__ = "appuser"  # pyright: ignore[reportAssignmentType]
             __chrononaut_hidden__ = ["password"]
             id: int | None = Field(default=None, primary_key=True)
             name: str
@@ -87,7 +87,7 @@ def test_sqlmodel_tables_are_versioned(mixin_first: bool, engine: sa.Engine, ses
     else:
 
         class User(Table, Versioned, table=True):  # type: ignore[no-redef]
-            __tablename__ = "appuser"
+            __tablename__ = "appuser"  # pyright: ignore[reportAssignmentType]
             __chrononaut_hidden__ = ["password"]
             id: int | None = Field(default=None, primary_key=True)
             name: str

@@ -98,8 +98,9 @@ def read_assignments(
 
 
 def _typed(value: Any, column: Column[Any], parameters: Mapping[str, Any]) -> ColumnElement[Any]:
+    bound: Any = value  # not narrowed: a checker forgets the type arguments then
     if isinstance(value, BindParameter):
-        given = parameters.get(value.key, value.effective_value)
+        given = parameters.get(bound.key, bound.effective_value)
         return literal(given, column.type)
     return with_values(value, parameters)
 
@@ -121,8 +122,9 @@ def is_steady(value: ClauseElement) -> bool:
 
 
 def _is_steady_node(node: Any) -> bool:
+    given: Any = node  # not narrowed: a checker forgets the type arguments then
     if isinstance(node, FunctionElement):
-        return getattr(node, "name", None) in _STEADY
+        return getattr(given, "name", None) in _STEADY
     if isinstance(node, BinaryExpression):
         return not isinstance(node.operator, operators.custom_op)
     if isinstance(node, Column):

@@ -133,7 +133,7 @@ class Writer:
         changes = rows.changes if rows.changes is not None and rows.table is base and rows.is_plain else None
         flags = (true() if changes is None else changes, is_locked)
         named: list[Any] = [flag.label(name) for flag, name in zip(flags, ("changes", "locked"), strict=True)]
-        query: Select[Any] = select(*named).select_from(base.live).where(rows.matching())
+        query: Any = select(*named).select_from(base.live).where(rows.matching())
         query = lock_rows(query, base, operation, self.dialect)
         found = query.subquery("found")
         counts: list[Any] = [func.count(), *(func.count(case((found.c[name], 1))) for name in ("changes", "locked"))]
@@ -237,9 +237,10 @@ def with_values(expression: ColumnElement[Value], parameters: Mapping[str, Any])
     """Return an expression that holds the values of its parameters, so that it can stand in another statement."""
 
     def replace_parameter(element: Any, **kw: Any) -> Any:
-        if isinstance(element, BindParameter) and element.key in parameters:
-            value, expanding = parameters[element.key], element.expanding
-            return bindparam(None, value, type_=element.type, unique=True, expanding=expanding)
+        bound: Any = element  # not narrowed: a checker forgets the type arguments then
+        if isinstance(element, BindParameter) and bound.key in parameters:
+            value = parameters[bound.key]
+            return bindparam(None, value, type_=bound.type, unique=True, expanding=bound.expanding)
         return None
 
     if not parameters:

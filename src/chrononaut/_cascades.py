@@ -61,13 +61,12 @@ def dependents_of(table: Table) -> tuple[Dependent, ...]:
     metadata = table.metadata
     # Made anew when tables or models were added; else each deletion would search all foreign keys.
     stamp = (len(metadata.tables), len(metadata.info.get("chrononaut_models", ())))
-    held: tuple[Any, dict[Table, tuple[Dependent, ...]]] = metadata.info.setdefault(_INFO_KEY, (stamp, {}))
-    if held[0] != stamp:
-        held = metadata.info[_INFO_KEY] = (stamp, {})
-    if table not in held[1]:
-        reached = _referring(table)
-        held[1][table] = tuple(each for each in reached if _ends_versioned(each, {table}))
-    return held[1][table]
+    held: tuple[Any, dict[Table, tuple[Dependent, ...]]] | None = metadata.info.get(_INFO_KEY)
+    known = held[1] if held is not None and held[0] == stamp else dict[Table, tuple[Dependent, ...]]()
+    if table not in known:
+        metadata.info[_INFO_KEY] = (stamp, known)
+        known[table] = tuple(each for each in _referring(table) if _ends_versioned(each, {table}))
+    return known[table]
 
 
 def _referring(table: Table) -> tuple[Dependent, ...]:
@@ -190,7 +189,8 @@ class Cascade:
         links = zip(dependent.columns, key, strict=True)
         link = and_(*(child.c[column.key] == gone.c[part.key] for column, part in links))
         gone = gone.union(select(*(child.c[part.key] for part in key)).select_from(child.join(gone, link)))
-        everything = are_in(key, select(*gone.c))
+        keys: Any = select(*gone.c)
+        everything = are_in(key, keys)
         self._delete(table, and_(everything, ~criteria))
         return or_(everything, criteria)
 

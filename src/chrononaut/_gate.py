@@ -70,6 +70,7 @@ def refuse_replacing(sql: str, context: Any) -> None:
 
 def _check(statement: UpdateBase, of_unit_of_work: bool) -> None:
     table: Any = target_of(statement)
+    given: Any = table  # not narrowed: a checker forgets the type arguments then
     mapping = model_of(table)
     if mapping is not None and mapping.tables[-1].history is table:
         if not (isinstance(statement, Delete) and may_delete_history()):
@@ -81,7 +82,7 @@ def _check(statement: UpdateBase, of_unit_of_work: bool) -> None:
             f"This {type(statement).__visit_name__} of {table.name} does not pass the session's own execute(), "
             f"so its changes cannot be captured. {_WAY_OUT}"
         )
-    elif isinstance(statement, Delete) and isinstance(table, Table) and dependents_of(table):
+    elif isinstance(statement, Delete) and isinstance(table, Table) and dependents_of(given):
         raise UntrackedStatementError(
             f"With rows of {table.name} the database changes versioned ones that refer to them, and this statement "
             f"does not pass the session's own execute(), so that cannot be captured. {_WAY_OUT}"

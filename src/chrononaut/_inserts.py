@@ -110,7 +110,8 @@ class Insertion(Execution):
             )
         key: Sequence[Any] = tuple(table.primary_key)
         if self.is_of_model and (has_returning or self._is_listed):
-            key = [mapping.mapper.attrs[name].class_attribute for name in mapping.key_attributes]
+            attributes = cast("Any", mapping.mapper.attrs)
+            key = [attributes[name].class_attribute for name in mapping.key_attributes]
             result = self.run(statement.returning(*key))
         else:
             with self.transaction.passing():

@@ -109,4 +109,5 @@ def _criteria(mapping: VersionedMapping, given: Any) -> ColumnElement[bool]:
     chosen = given.with_only_columns(*key)
     # A table that is updated cannot be read by name in its own condition on every database.
     inner = chosen.subquery("chosen")
-    return are_in(key, select(*inner.c))
+    keys: Any = select(*inner.c)
+    return are_in(key, keys)

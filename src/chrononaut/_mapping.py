@@ -209,8 +209,8 @@ def versioned_mappings(metadata: MetaData) -> list[VersionedMapping]:
 
 def target_of(statement: Any) -> Any:
     """Return what an INSERT, UPDATE or DELETE changes: the table itself, where SQLAlchemy has it in a wrapper."""
-    target = statement.table
-    return target.metadata.tables.get(target.key, target) if isinstance(target, Table) else target
+    target: Any = statement.table
+    return target if not isinstance(target, Table) else cast("Any", target).metadata.tables.get(target.key, target)
 
 
 def model_of(table: object) -> VersionedMapping | None:

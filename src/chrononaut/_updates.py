@@ -55,13 +55,14 @@ class Change(Execution):
 
     def change(self) -> Result[Any] | None:
         """Capture an UPDATE or DELETE, and execute it; None if there is nothing to capture."""
-        table = target_of(self.statement)
+        table: Any = target_of(self.statement)
+        known: Any = table  # not narrowed: a checker forgets the type arguments then
         if not isinstance(table, Table):
             self._refuse_joins(table)
             return None
-        mapping = model_of(table)
-        if mapping is None or mapping.tables[-1].history is table:
-            return self._change_unversioned(table) if mapping is None else None
+        mapping = model_of(known)
+        if mapping is None or mapping.tables[-1].history is known:
+            return self._change_unversioned(known) if mapping is None else None
         if self.mapper is not None:
             mapping = mapping_in(mapping, self.mapper)
         if self.state.is_executemany and self.state.is_update and self.is_of_model:
