@@ -112,7 +112,7 @@ class Insertion(Execution):
         if self.is_of_model and (has_returning or self._is_listed):
             attributes = cast("Any", mapping.mapper.attrs)
             key = [attributes[name].class_attribute for name in mapping.key_attributes]
-            result = self.run(statement.returning(*key))
+            result = self.run(cast("Any", statement).returning(*key))
         else:
             with self.transaction.passing():
                 # SQLite knows how many rows there are only after they were read.
