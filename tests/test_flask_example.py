@@ -12,6 +12,9 @@ import pytest
 import sqlalchemy as sa
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.expected_conditions import staleness_of
+from selenium.webdriver.support.wait import WebDriverWait
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +59,14 @@ def log_in(browser: Chrome, server: str, name: str) -> None:
 
 
 def press(browser: Chrome, button: str) -> None:
-    browser.find_element(By.XPATH, f"//button[text()='{button}']").click()
+    follow(browser, browser.find_element(By.XPATH, f"//button[text()='{button}']"))
+
+
+def follow(browser: Chrome, element: WebElement) -> None:
+    """Click what leads to another page, and wait until it is there: nothing else tells it from the old one."""
+    page = browser.find_element(By.TAG_NAME, "html")
+    element.click()
+    WebDriverWait(browser, 20).until(staleness_of(page))
 
 
 def fill(browser: Chrome, field: str, value: str) -> None:
@@ -88,7 +98,7 @@ def texts(browser: Chrome, selector: str) -> list[str]:
 def test_users_see_their_own_changes_on_the_history_page(browser: Chrome, server: str, engine: sa.Engine) -> None:
     """Two users edit an article in turn; its history shows each change with who, when, where from, why, and how."""
     log_in(browser, server, "ada")
-    browser.find_element(By.LINK_TEXT, "edit").click()
+    follow(browser, browser.find_element(By.LINK_TEXT, "edit"))
     edit(browser, "Bees are small insects. They make honey and live in swarms.", "Bees do not live alone")
 
     assert browser.find_element(By.TAG_NAME, "h1").text == "History of Bees"
@@ -106,7 +116,7 @@ def test_users_see_their_own_changes_on_the_history_page(browser: Chrome, server
 
     press(browser, "Log out")
     log_in(browser, server, "mary")
-    browser.find_element(By.LINK_TEXT, "edit").click()
+    follow(browser, browser.find_element(By.LINK_TEXT, "edit"))
     edit(browser, "<b>Bees</b> make honey.", "Shorter")
     assert texts(browser, ".who") == ["mary@example.org", "ada@example.org", "somebody"]
     assert texts(browser, ".why") == ["Shorter", "Bees do not live alone", "First content"]

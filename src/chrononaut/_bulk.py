@@ -43,6 +43,7 @@ from chrononaut._capture import (
     not_before,
 )
 from chrononaut._change_info import ChangeInfoSource
+from chrononaut._dialect import is_mariadb
 from chrononaut._history_table import CHANGE_INFO, CHANGED, VERSION, RecordChangesColumn
 from chrononaut._mapping import VersionedMapping, VersionedTable
 from chrononaut._transaction import InstantSource, instant_expression
@@ -202,7 +203,9 @@ class Writer:
             values[marks[CHANGED]] = self._not_before_last(marks[CHANGED])
         if rows.changes is None:
             return values
-        return {column: case((rows.changes, value), else_=column) for column, value in values.items()}
+        # MySQL and MariaDB assign one column after the other, so the conditions would see new values there.
+        is_changed = is_copied(rows.base) if is_mariadb(self.dialect) else rows.changes
+        return {column: case((is_changed, value), else_=column) for column, value in values.items()}
 
     def _not_before_last(self, changed: ColumnElement[Any]) -> ColumnElement[Any]:
         last = type_coerce(changed, UTCDateTime())
