@@ -25,6 +25,7 @@ from sqlalchemy.sql.visitors import iterate
 from sqlalchemy.types import Boolean, Date, DateTime, Integer, Interval, Numeric, Time, TypeEngine, Uuid
 
 from chrononaut._bulk import with_values
+from chrononaut._dialect import is_mariadb
 from chrononaut._history_table import RecordChangesColumn, VersionColumn
 from chrononaut._mapping import VersionedMapping, VersionedTable, mapped_columns
 from chrononaut.exceptions import UntrackedStatementError
@@ -142,7 +143,8 @@ def _comparable(side: ColumnElement[Any], type_: TypeEngine[Any], dialect: str) 
     """Return a value as something that the database compares to the last bit."""
     if isinstance(type_, _EXACT):
         return side
-    typed = side if isinstance(side, Column) or dialect == "sqlite" else sql_cast(side, type_)
+    is_typed = isinstance(side, Column) or dialect == "sqlite" or is_mariadb(dialect)  # which has no CAST to JSON
+    typed = side if is_typed else sql_cast(side, type_)
     return sql_cast(typed, Text()).collate(_BINARY_COLLATIONS.get(dialect, "utf8mb4_bin"))
 
 
