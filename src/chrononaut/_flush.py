@@ -221,7 +221,9 @@ class Flush:
         """A record is about to be updated, perhaps without any change that counts."""
         if mapping.lock is not None:
             self._refuse_locked(connection, mapping, state)
-        names = self._net_names(connection, mapping, state) | self._post_updates.get(state, frozenset())
+        names = self._net_names(connection, mapping, state)
+        if self._post_updates:
+            names |= self._post_updates.get(state, frozenset())
         if not names:
             self._passed_over.append((mapping, state))
             return

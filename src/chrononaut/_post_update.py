@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy.orm import InstanceState, Mapper, RelationshipDirection, RelationshipProperty, Session
+from sqlalchemy.orm import InstanceState, Mapper, RelationshipDirection, RelationshipProperty, Session, class_mapper
 from sqlalchemy.orm.attributes import instance_state
 
 from chrononaut._mapping import find_mapping
@@ -16,10 +16,7 @@ def find_post_updates(session: Session) -> dict[InstanceState[Any], frozenset[st
     """Return the versioned records whose foreign keys the coming flush will set so, and the attributes of these."""
     found: dict[InstanceState[Any], frozenset[str]] = defaultdict(frozenset)
     changed: list[object] = [*session.new, *session.dirty, *session.deleted]
-    relationships: dict[type, list[RelationshipProperty[Any]]] = {}
-    for obj in changed:
-        if type(obj) not in relationships:
-            relationships[type(obj)] = _post_updating(instance_state(obj).mapper)
+    relationships = {cls: _post_updating(class_mapper(cls)) for cls in set(map(type, changed))}
     if not any(relationships.values()):
         return found
     deleted = {instance_state(obj) for obj in session.deleted}

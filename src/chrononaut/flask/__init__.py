@@ -8,9 +8,9 @@ try:
     from chrononaut.flask._change_info import FlaskChangeInfo, fetch_remote_addr
     from chrononaut.flask._extension import VersionedSQLAlchemy
     from chrononaut.flask._user import fetch_user_id
-except ModuleNotFoundError as error:
-    if error.name in {"flask", "flask_sqlalchemy"}:
-        raise MissingExtraError("chrononaut.flask", "flask") from error
+except ModuleNotFoundError as _error:
+    if _error.name in {"flask", "flask_sqlalchemy"}:
+        raise MissingExtraError("chrononaut.flask", "flask") from _error
     raise
 
 __all__ = ["FlaskChangeInfo", "VersionedSQLAlchemy", "fetch_remote_addr", "fetch_user_id"]
