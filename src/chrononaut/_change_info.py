@@ -150,7 +150,7 @@ class ChangeInfoSource:
         :param previous_key: the key that the record had before this birth, if that is why it was born.
         """
         cls = state.class_
-        appended = _appended_info(state)
+        appended = _appended_info(state) if "info" in vars(state) else None
         if appended is None and previous_key is None:
             text = self._texts.get((cls, hidden))
             if text is not None:

@@ -53,6 +53,7 @@ from chrononaut.typing import ChangeInfo, Operation
 
 _FLUSH = "_chrononaut_flush"
 NO_VALUE = LoaderCallableStatus.NO_VALUE
+_NO_NAMES: frozenset[str] = frozenset()
 
 
 class _NewLife(NamedTuple):
@@ -107,7 +108,11 @@ class Flush:
         unread: dict[VersionedMapping, list[InstanceState[Any]]] = defaultdict(list)
         checked: set[VersionedMapping] = set()
         lockable: list[tuple[VersionedMapping, InstanceState[Any]]] = []
-        for mapping, state in _versioned(self.session.dirty):
+        for target in self.session.dirty:
+            mapping = find_mapping(type(target))
+            if mapping is None:
+                continue
+            state = instance_state(target)
             if mapping.lock is not None:
                 lockable.append((mapping, state))
             is_known = _is_known(mapping, state)
@@ -221,13 +226,15 @@ class Flush:
         """A record is about to be updated, perhaps without any change that counts."""
         if mapping.lock is not None:
             self._refuse_locked(connection, mapping, state)
-        names = self._net_names(connection, mapping, state)
+        names, are_known = _changed_names(mapping, state)
+        if not are_known or self._is_suppressed:
+            names = self._net_names(connection, mapping, state, names)
         if self._post_updates:
             names |= self._post_updates.get(state, frozenset())
         if not names:
             self._passed_over.append((mapping, state))
             return
-        info = self.info.of_object(state, names & mapping.hidden)
+        info = self.info.of_object(state, names & mapping.hidden if mapping.hidden else _NO_NAMES)
         if names.isdisjoint(mapping.key_attributes):
             version = self._end(connection, mapping, state, "update", info)
             _set(state, VERSION, version + 1)
@@ -253,14 +260,11 @@ class Flush:
             self._mark(connection, state, self.info.of_object(state))
 
     def _net_names(
-        self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]
+        self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any], names: frozenset[str]
     ) -> frozenset[str]:
-        """Return the attributes whose change counts; old values that are not loaded are read from the database."""
-        names, are_known = _changed_names(mapping, state)
+        """Return those attributes whose change counts, after reading the old values that are not loaded."""
         if not names or self._is_suppressed:
-            return frozenset()
-        if are_known:
-            return names
+            return _NO_NAMES
         if state not in self._old_values:
             self._read(connection, mapping, [state])
         return frozenset(name for name in names if self._is_net(mapping, state, name))
@@ -293,7 +297,8 @@ class Flush:
         if endings is None:
             endings = self._endings[connection] = defaultdict(list)
             listen(self.session, self.transaction, connection)
-        endings[mapping, operation].append((_identity(state), version, info))
+        key: Any = state.key
+        endings[mapping, operation].append((key[1], version, info))
         return version
 
     def _version(self, connection: Connection, mapping: VersionedMapping, state: InstanceState[Any]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, overload
 
 from sqlalchemy import Connection, event
@@ -18,7 +19,7 @@ from chrononaut._flush import flush_of
 from chrononaut._history_mapper import build_history_mapper
 from chrononaut._history_record import HistoryRecord
 from chrononaut._history_table import declared_column, version_column
-from chrononaut._mapping import mapping_of
+from chrononaut._mapping import VersionedMapping, mapping_of
 from chrononaut._options import after_mapping
 from chrononaut._reader import (
     query_versions,
@@ -202,30 +203,36 @@ def _mapper_configured(mapper: Mapper[Any], cls: type) -> None:
     """Fire once, before the first use of the class: listen as late as that, so as to hear after all others."""
     for name, listener in _LISTENERS.items():
         # As raw states, and with a return value: SQLAlchemy calls such listeners without a wrapper.
-        event.listen(mapper, name, listener, raw=True, retval=True)
+        event.listen(mapper, name, partial(listener, mapping_of(cls)), raw=True, retval=True)
 
 
-def _before_insert(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> Any:
+def _before_insert(
+    mapping: VersionedMapping, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+) -> Any:
     """Fire before a record is inserted, or takes the place of a deleted one of the same key."""
     flush = flush_of(state)
     if flush is not None:
-        flush.collect_insert(connection, mapping_of(mapper.class_), state)
+        flush.collect_insert(connection, mapping, state)
     return EXT_CONTINUE
 
 
-def _before_update(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> Any:
+def _before_update(
+    mapping: VersionedMapping, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+) -> Any:
     """Fire before a record is updated, or only looked at because something about it was touched."""
     flush = flush_of(state)
     if flush is not None:
-        flush.collect_update(connection, mapping_of(mapper.class_), state)
+        flush.collect_update(connection, mapping, state)
     return EXT_CONTINUE
 
 
-def _before_delete(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> Any:
+def _before_delete(
+    mapping: VersionedMapping, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+) -> Any:
     """Fire before a record is deleted."""
     flush = flush_of(state)
     if flush is not None:
-        flush.collect_delete(connection, mapping_of(mapper.class_), state)
+        flush.collect_delete(connection, mapping, state)
     return EXT_CONTINUE
 
 
