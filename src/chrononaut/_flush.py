@@ -108,6 +108,7 @@ class Flush:
         unread: dict[VersionedMapping, list[InstanceState[Any]]] = defaultdict(list)
         checked: set[VersionedMapping] = set()
         lockable: list[tuple[VersionedMapping, InstanceState[Any]]] = []
+        target: object
         for target in self.session.dirty:
             mapping = find_mapping(type(target))
             if mapping is None:
