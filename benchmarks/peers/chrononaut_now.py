@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
-from chrononaut import Versioned, versioned_session
+from chrononaut import Versioned, as_of, versioned_session
 
 from . import Peer
 from .models import Columns
@@ -25,4 +25,5 @@ peer = Peer(
     ("record_history",),
     versions=lambda session, record: record.versions(),
     version_at=lambda session, record, at: record.version_at(at),
+    as_of=as_of,
 )
