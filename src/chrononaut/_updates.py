@@ -123,6 +123,7 @@ class Change(Execution):
         self, rows: Rows, operation: Operation, info: ColumnElement[str], is_locking: bool = False
     ) -> Result[Any]:
         """Lock, copy and write; again, if others made rows match in between."""
+        before = self._versions_before(rows.mapping) if operation == "update" else {}
         for _ in range(_ATTEMPTS):
             count = self.writer.lock(rows, operation, may_be_locked=is_locking)
             # SQLite has one writer at a time, so that nothing comes between, and starts no transaction by a savepoint.
@@ -142,7 +143,7 @@ class Change(Execution):
             else:
                 if savepoint is not None:
                     savepoint.commit()
-                self._bring_up_to_date(rows, present)
+                self._bring_up_to_date(rows, before, present)
                 return result
         raise self._refusal(rows)
 
@@ -253,32 +254,52 @@ class Change(Execution):
         listing = Listing(mapping, given)
         self.flush()
         with self.transaction.passing():
-            before = {state: state.dict[VERSION] for state in _in_session(self.session, mapping)}
+            before = self._versions_before(mapping)
             parameters = listing.capture(self.writer, self.info, self.transaction.instant)
             result = self.run(parameters=parameters)
         for state, version in before.items():
             found = listing.found.get(cast("Key", state.identity))
-            if found is not None and version != found:  # it was stale before, and stays so
-                set_committed_value(state.obj(), VERSION, version)
+            target = state.obj()
+            if target is not None and found is not None and version != found:  # it was stale before, and stays so
+                set_committed_value(target, VERSION, version)
         return result
 
     # --- what is in the session
 
+    @property
+    def _is_synchronized(self) -> bool:
+        return self.is_of_model and self.state.execution_options.get("synchronize_session", "auto") is not False
+
+    def _versions_before(self, mapping: VersionedMapping) -> dict[InstanceState[Any], int]:
+        """Return the versions that the objects in the session have, before SQLAlchemy brings them up to date."""
+        if not self._is_synchronized:
+            return {}
+        return {state: state.dict[VERSION] for state in _in_session(self.session, mapping)}
+
     def _present(self, rows: Rows) -> dict[Key, int]:
         """Return the version of those rows that change whose objects are in the session, to be brought up to date."""
-        if not self.is_of_model or self.state.execution_options.get("synchronize_session", "auto") is False:
+        if not self._is_synchronized:
             return {}
         keys = [state.identity for state in _in_session(self.session, rows.mapping)]
         return versions_of(self.connection, rows, keys_in(rows.base.key, cast("list[Key]", keys), self.writer.dialect))
 
-    def _bring_up_to_date(self, rows: Rows, versions: Mapping[Key, int]) -> None:
-        """Give the objects in the session their new version; one that was stale before stays so."""
-        for state in _in_session(self.session, rows.mapping) if versions else ():
-            version = versions.get(cast("Key", state.identity))
-            if version is not None and state.dict.get(VERSION) == version:
-                set_committed_value(state.obj(), VERSION, version + 1)
-                if CHANGED_ATTRIBUTE in rows.mapping.mapper.columns:
-                    self.session.expire(state.obj(), [CHANGE_INFO, CHANGED_ATTRIBUTE])
+    def _bring_up_to_date(
+        self, rows: Rows, before: Mapping[InstanceState[Any], int], changed: Mapping[Key, int]
+    ) -> None:
+        """Give the objects in the session their new version; one that was stale before stays so.
+
+        SQLAlchemy expires the version of all that matched, for an expression set it: a stale object whose version
+        was then read anew would pass for one that has seen the latest state.
+        """
+        for state, version in before.items():
+            target = state.obj()
+            if target is None:
+                continue
+            is_raised = changed.get(cast("Key", state.identity)) == version
+            if state.dict.get(VERSION) != version + is_raised:
+                set_committed_value(target, VERSION, version + is_raised)
+            if is_raised and CHANGED_ATTRIBUTE in rows.mapping.mapper.columns:
+                self.session.expire(target, [CHANGE_INFO, CHANGED_ATTRIBUTE])
 
     # --- tables that are not versioned themselves
 
