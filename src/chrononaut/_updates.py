@@ -113,11 +113,10 @@ class Change(Execution):
         is_touching: bool,
         is_locking: bool,
     ) -> Result[Any]:
-        mapping, _table, changes = rows.mapping, rows.table, rows.changes
         if not noticed and not is_touching:
             self.writer.lock(rows, "update", may_be_locked=is_locking)
             return self.run()
-        return self._execute(rows, "update", self._info(mapping, noticed, changes), is_locking)
+        return self._execute(rows, "update", self._info(rows, noticed), is_locking)
 
     def _execute(
         self, rows: Rows, operation: Operation, info: ColumnElement[str], is_locking: bool = False
@@ -224,23 +223,19 @@ class Change(Execution):
         froms = select(*live.primary_key, *values).where(criteria).get_final_froms()
         return criteria, all(each == live for each in froms)
 
-    def _info(
-        self,
-        mapping: VersionedMapping,
-        noticed: Mapping[Column[Any], ColumnElement[Any]],
-        changes: ColumnElement[bool] | None,
-    ) -> ColumnElement[str]:
+    def _info(self, rows: Rows, noticed: Mapping[Column[Any], ColumnElement[Any]]) -> ColumnElement[str]:
         """Return the change info of the rows; it names the hidden columns that each row's change is about."""
-        cls = mapping.mapper.class_
+        mapping, cls = rows.mapping, rows.mapping.mapper.class_
         hidden: dict[str, dict[Column[Any], ColumnElement[Any]]] = {}
         for column, value in noticed.items():
             for each, name in attributes_of(mapping, column):
                 if name in each.hidden:
                     hidden[name] = {column: value}
-        if changes is None:
+        if rows.changes is None:
             return as_text(self.info.of_class(cls, hidden))
-        conditions = {name: changes_by(values, self.writer.dialect) for name, values in hidden.items()}
-        return name_hidden(self.info, cls, cast("dict[str, ColumnElement[bool]]", conditions))
+        changes = {name: changes_by(values, self.writer.dialect) for name, values in hidden.items()}
+        conditions = {name: rows.on_base(each) for name, each in changes.items() if each is not None}
+        return name_hidden(self.info, cls, conditions)
 
     # --- updates of listed records
 
