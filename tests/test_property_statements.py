@@ -526,11 +526,14 @@ class Player:
             self.writer.known.clear()
 
     def _rollback(self, act: Act | None = None) -> None:
+        began = self.session.in_transaction()
         self.session.rollback()
         self.world = copy.deepcopy(self.committed)
         self.clock.answers.clear()
         self.writer.forget()
-        self.writer.known.clear()
+        if began:
+            assert not any("version" in vars(each) for each in self.writer.objects().values())
+            self.writer.known.clear()
 
     def _tick(self, act: Act) -> None:
         self.clock.advance()
