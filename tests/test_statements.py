@@ -120,6 +120,28 @@ def test_update_without_synchronization_leaves_stale_objects(
     assert caught.value.changes == {"name": ("a", "z")}
 
 
+@pytest.mark.parametrize("mode", ["auto", "fetch"])
+def test_statement_does_not_make_stale_objects_pass_for_fresh_ones(
+    user: Model, session_factory: sessionmaker[Session], mode: str
+) -> None:
+    """What others changed after an object was loaded is noticed, though a statement wrote the row since."""
+    with session_factory(expire_on_commit=False) as session, session_factory() as other:
+        one, two = user(name="a"), user(name="b")
+        session.add_all([one, two])
+        session.commit()
+        session.execute(sa.update(user).values(pin=1), execution_options={"synchronize_session": mode})
+        session.commit()
+        assert vars(one)["version"] == vars(two)["version"] == 1
+        other.get_one(user, one.id).score = 5
+        other.commit()
+        session.execute(sa.update(user).values(pin=2), execution_options={"synchronize_session": mode})
+        assert vars(two)["version"] == 2
+        one.name = "z"
+        with pytest.raises(StaleVersionError) as caught:
+            session.flush()
+        assert (caught.value.expected, caught.value.found) == (1, 3)
+
+
 def test_update_of_a_table(session: Session, user: Model, people: list[Model]) -> None:
     """A statement about the table is captured as well, whichever way its columns are named."""
     table = user.__table__

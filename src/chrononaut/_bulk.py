@@ -79,9 +79,14 @@ class Rows:
 
     def matching(self) -> ColumnElement[bool]:
         """Return the criteria as a condition on the base table."""
-        if self.table is self.base and self.is_plain:
-            return self.criteria
-        return are_in(self.base.key, select(*self.table.key).where(self.criteria))
+        return self.on_base(self.criteria) if self.is_plain else self._in_subquery(self.criteria)
+
+    def on_base(self, condition: ColumnElement[bool]) -> ColumnElement[bool]:
+        """Return a condition on rows of the table, which reads no other, as one on the base table."""
+        return condition if self.table is self.base else self._in_subquery(condition)
+
+    def _in_subquery(self, condition: ColumnElement[bool]) -> ColumnElement[bool]:
+        return are_in(self.base.key, select(*self.table.key).where(condition))
 
     def changing(self) -> ColumnElement[bool]:
         """Return the condition on the base table that a row matches and really changes."""

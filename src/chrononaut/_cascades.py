@@ -221,7 +221,8 @@ class Cascade:
             }
         rows = Rows(mapping, table, or_(false(), *reached), is_plain=True)
         if reached and self.writer.lock(rows, "update").matching:
-            info = name_hidden(self.info(), mapping.mapper.class_, hidden)
+            on_base = {name: rows.on_base(condition) for name, condition in hidden.items()}
+            info = name_hidden(self.info(), mapping.mapper.class_, on_base)
             self.writer.copy(rows, "update", info, only_new=True)
             self.writer.raise_version(rows, info)
 

@@ -113,16 +113,16 @@ class Change(Execution):
         is_touching: bool,
         is_locking: bool,
     ) -> Result[Any]:
-        mapping, _table, changes = rows.mapping, rows.table, rows.changes
         if not noticed and not is_touching:
             self.writer.lock(rows, "update", may_be_locked=is_locking)
             return self.run()
-        return self._execute(rows, "update", self._info(mapping, noticed, changes), is_locking)
+        return self._execute(rows, "update", self._info(rows, noticed), is_locking)
 
     def _execute(
         self, rows: Rows, operation: Operation, info: ColumnElement[str], is_locking: bool = False
     ) -> Result[Any]:
         """Lock, copy and write; again, if others made rows match in between."""
+        before = self._versions_before(rows.mapping) if operation == "update" else {}
         for _ in range(_ATTEMPTS):
             count = self.writer.lock(rows, operation, may_be_locked=is_locking)
             # SQLite has one writer at a time, so that nothing comes between, and starts no transaction by a savepoint.
@@ -142,7 +142,7 @@ class Change(Execution):
             else:
                 if savepoint is not None:
                     savepoint.commit()
-                self._bring_up_to_date(rows, present)
+                self._bring_up_to_date(rows, before, present)
                 return result
         raise self._refusal(rows)
 
@@ -159,11 +159,21 @@ class Change(Execution):
             if self.writer.copy(rows, operation, info) != count.changing:
                 raise _Disagreement
             present = self._present(rows) if operation == "update" else {}
-            if rows.table.live_version is None and self.writer.raise_version(rows, info) != count.changing:
+            if self._is_raised_apart(rows, operation) and self.writer.raise_version(rows, info) != count.changing:
                 raise _Disagreement
         if operation == "delete":
             self._cascade(rows.table.live, rows.criteria)
         return present
+
+    def _is_raised_apart(self, rows: Rows, operation: Operation) -> bool:
+        """Tell whether the version is raised by a statement of its own, before the one that was given.
+
+        MariaDB sets one column after the other, so that whether a row changes cannot be told any more where it does.
+        """
+        if operation == "delete":
+            return False
+        is_one_by_one = self.writer.dialect in ("mariadb", "mysql") and rows.changes is not None
+        return rows.table.live_version is None or is_one_by_one
 
     def _write(self, rows: Rows, operation: Operation, info: ColumnElement[str], count: Counts) -> Result[Any]:
         """Execute the statement, which raises the version too.
@@ -175,7 +185,7 @@ class Change(Execution):
         def rewrite(statement: UpdateBase) -> UpdateBase:
             if target_of(statement) is rows.table.live:
                 self.transaction.rewrite = None
-                if operation == "update" and rows.table.live_version is not None:
+                if operation == "update" and not self._is_raised_apart(rows, operation):
                     statement = cast("Update", statement).values(self.writer.bookkeeping(rows, info))
                 written.append(statement)
             return statement
@@ -223,23 +233,19 @@ class Change(Execution):
         froms = select(*live.primary_key, *values).where(criteria).get_final_froms()
         return criteria, all(each == live for each in froms)
 
-    def _info(
-        self,
-        mapping: VersionedMapping,
-        noticed: Mapping[Column[Any], ColumnElement[Any]],
-        changes: ColumnElement[bool] | None,
-    ) -> ColumnElement[str]:
+    def _info(self, rows: Rows, noticed: Mapping[Column[Any], ColumnElement[Any]]) -> ColumnElement[str]:
         """Return the change info of the rows; it names the hidden columns that each row's change is about."""
-        cls = mapping.mapper.class_
+        mapping, cls = rows.mapping, rows.mapping.mapper.class_
         hidden: dict[str, dict[Column[Any], ColumnElement[Any]]] = {}
         for column, value in noticed.items():
             for each, name in attributes_of(mapping, column):
                 if name in each.hidden:
                     hidden[name] = {column: value}
-        if changes is None:
+        if rows.changes is None:
             return as_text(self.info.of_class(cls, hidden))
-        conditions = {name: changes_by(values, self.writer.dialect) for name, values in hidden.items()}
-        return name_hidden(self.info, cls, cast("dict[str, ColumnElement[bool]]", conditions))
+        changes = {name: changes_by(values, self.writer.dialect) for name, values in hidden.items()}
+        conditions = {name: rows.on_base(each) for name, each in changes.items() if each is not None}
+        return name_hidden(self.info, cls, conditions)
 
     # --- updates of listed records
 
@@ -253,32 +259,52 @@ class Change(Execution):
         listing = Listing(mapping, given)
         self.flush()
         with self.transaction.passing():
-            before = {state: state.dict[VERSION] for state in _in_session(self.session, mapping)}
+            before = self._versions_before(mapping)
             parameters = listing.capture(self.writer, self.info, self.transaction.instant)
             result = self.run(parameters=parameters)
         for state, version in before.items():
             found = listing.found.get(cast("Key", state.identity))
-            if found is not None and version != found:  # it was stale before, and stays so
-                set_committed_value(state.obj(), VERSION, version)
+            target = state.obj()
+            if target is not None and found is not None and version != found:  # it was stale before, and stays so
+                set_committed_value(target, VERSION, version)
         return result
 
     # --- what is in the session
 
+    @property
+    def _is_synchronized(self) -> bool:
+        return self.is_of_model and self.state.execution_options.get("synchronize_session", "auto") is not False
+
+    def _versions_before(self, mapping: VersionedMapping) -> dict[InstanceState[Any], int]:
+        """Return the versions that the objects in the session have, before SQLAlchemy brings them up to date."""
+        if not self._is_synchronized:
+            return {}
+        return {state: state.dict[VERSION] for state in _in_session(self.session, mapping)}
+
     def _present(self, rows: Rows) -> dict[Key, int]:
         """Return the version of those rows that change whose objects are in the session, to be brought up to date."""
-        if not self.is_of_model or self.state.execution_options.get("synchronize_session", "auto") is False:
+        if not self._is_synchronized:
             return {}
         keys = [state.identity for state in _in_session(self.session, rows.mapping)]
         return versions_of(self.connection, rows, keys_in(rows.base.key, cast("list[Key]", keys), self.writer.dialect))
 
-    def _bring_up_to_date(self, rows: Rows, versions: Mapping[Key, int]) -> None:
-        """Give the objects in the session their new version; one that was stale before stays so."""
-        for state in _in_session(self.session, rows.mapping) if versions else ():
-            version = versions.get(cast("Key", state.identity))
-            if version is not None and state.dict.get(VERSION) == version:
-                set_committed_value(state.obj(), VERSION, version + 1)
-                if CHANGED_ATTRIBUTE in rows.mapping.mapper.columns:
-                    self.session.expire(state.obj(), [CHANGE_INFO, CHANGED_ATTRIBUTE])
+    def _bring_up_to_date(
+        self, rows: Rows, before: Mapping[InstanceState[Any], int], changed: Mapping[Key, int]
+    ) -> None:
+        """Give the objects in the session their new version; one that was stale before stays so.
+
+        SQLAlchemy expires the version of all that matched, for an expression set it: a stale object whose version
+        was then read anew would pass for one that has seen the latest state.
+        """
+        for state, version in before.items():
+            target = state.obj()
+            if target is None:
+                continue
+            is_raised = changed.get(cast("Key", state.identity)) == version
+            if state.dict.get(VERSION) != version + is_raised:
+                set_committed_value(target, VERSION, version + is_raised)
+            if is_raised and CHANGED_ATTRIBUTE in rows.mapping.mapper.columns:
+                self.session.expire(target, [CHANGE_INFO, CHANGED_ATTRIBUTE])
 
     # --- tables that are not versioned themselves
 
