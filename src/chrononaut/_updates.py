@@ -159,21 +159,11 @@ class Change(Execution):
             if self.writer.copy(rows, operation, info) != count.changing:
                 raise _Disagreement
             present = self._present(rows) if operation == "update" else {}
-            if self._is_raised_apart(rows, operation) and self.writer.raise_version(rows, info) != count.changing:
+            if rows.table.live_version is None and self.writer.raise_version(rows, info) != count.changing:
                 raise _Disagreement
         if operation == "delete":
             self._cascade(rows.table.live, rows.criteria)
         return present
-
-    def _is_raised_apart(self, rows: Rows, operation: Operation) -> bool:
-        """Tell whether the version is raised by a statement of its own, before the one that was given.
-
-        MariaDB sets one column after the other, so that whether a row changes cannot be told any more where it does.
-        """
-        if operation == "delete":
-            return False
-        is_one_by_one = self.writer.dialect in ("mariadb", "mysql") and rows.changes is not None
-        return rows.table.live_version is None or is_one_by_one
 
     def _write(self, rows: Rows, operation: Operation, info: ColumnElement[str], count: Counts) -> Result[Any]:
         """Execute the statement, which raises the version too.
@@ -185,7 +175,7 @@ class Change(Execution):
         def rewrite(statement: UpdateBase) -> UpdateBase:
             if target_of(statement) is rows.table.live:
                 self.transaction.rewrite = None
-                if operation == "update" and not self._is_raised_apart(rows, operation):
+                if operation == "update" and rows.table.live_version is not None:
                     statement = cast("Update", statement).values(self.writer.bookkeeping(rows, info))
                 written.append(statement)
             return statement
