@@ -179,7 +179,8 @@ class World:
 
     def _see(self, place: Place) -> None:
         row = self.live[place[0]][place[1]]
-        self.seen[*place, row["version"]] = visible(row)
+        state = (*place, row["version"])
+        self.seen[state] = visible(row)
 
     def row(self, place: Place) -> Row | None:
         return self.live[place[0]].get(place[1])
@@ -213,8 +214,12 @@ class Writer:
         self.references: list[Any] = []
 
     def objects(self) -> dict[Place, Any]:
-        return {(Item if isinstance(each, Item) else Animal, sa.inspect(each).identity[0]): each
-                for each in self.session.identity_map.values()}  # fmt: skip
+        each: Any
+        found: dict[Place, Any] = {}
+        for each in self.session.identity_map.values():
+            state: Any = sa.inspect(each)
+            found[Item if isinstance(each, Item) else Animal, state.identity[0]] = each
+        return found
 
     def forget(self) -> None:
         self.pending.clear()
@@ -227,9 +232,7 @@ class Player:
 
     def __init__(self, engine: sa.Engine, expire_on_commit: bool) -> None:
         self.clock = OracleClock()
-        self.factory = versioned_session(
-            sessionmaker(engine, expire_on_commit=expire_on_commit), clock=self.clock
-        )
+        self.factory = versioned_session(sessionmaker(engine, expire_on_commit=expire_on_commit), clock=self.clock)
         self.expires = expire_on_commit
         self.writers = [Writer(self.factory()), Writer(self.factory())]
         self.writer = self.writers[0]
@@ -317,15 +320,15 @@ class Player:
             if "version" not in held:
                 writer.known.pop(place, None)
                 continue
-            row = self.world.row(place)
+            present: Any = self.world.row(place)
             known = writer.known.get(place)
             if known is None:
-                assert row is not None
-                known = writer.known[place] = Known(row["version"], {})
+                known = writer.known[place] = Known(present["version"], {})
             assert held["version"] == known.version
             known.values = {name: held[name] for name in attributes_of(type(each)) if name in held}
-            if row is not None and row["version"] == known.version:
-                assert {name: value for name, value in known.values.items() if name != "hits"}.items() <= row.items()
+            if present is not None and present["version"] == known.version:
+                tracked = {name: value for name, value in known.values.items() if name != "hits"}
+                assert tracked.items() <= present.items()
 
     # records
 
@@ -417,13 +420,16 @@ class Player:
         statement = sa.update(target).values(values).where(_where(act))
         is_synchronized = act.target != "table" and act.sync is not False
         if act.target == "query":
+
             def run() -> Any:
-                query = self.session.query(act.model).filter(_where(act))
+                query: Any = self.session.query(act.model).filter(_where(act))
                 return query.update(values, synchronize_session=_sync(act))
         else:
+
             def run() -> Any:
                 options = {} if act.target == "table" else {"synchronize_session": _sync(act)}
-                return self.session.execute(statement, execution_options=options).rowcount
+                result: Any = self.session.execute(statement, execution_options=options)
+                return result.rowcount
 
         count = self._flushing(run)
         if count is None or count == ():
@@ -451,6 +457,7 @@ class Player:
     def _delete_statement(self, act: Act) -> None:
         act = replace(act, model=act.family)
         if act.target == "query":
+
             def run() -> Any:
                 return self.session.query(act.model).filter(_where(act)).delete(synchronize_session=_sync(act))
         else:
@@ -458,7 +465,8 @@ class Player:
             options = {} if act.target == "table" else {"synchronize_session": _sync(act)}
 
             def run() -> Any:
-                return self.session.execute(sa.delete(target).where(_where(act)), execution_options=options).rowcount
+                result: Any = self.session.execute(sa.delete(target).where(_where(act)), execution_options=options)
+                return result.rowcount
 
         count = self._flushing(run)
         if count is None or count == ():
