@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -66,7 +67,10 @@ def follow(browser: Chrome, element: WebElement) -> None:
     """Click what leads to another page, and wait until it is there: nothing else tells it from the old one."""
     page = browser.find_element(By.TAG_NAME, "html")
     element.click()
-    WebDriverWait(browser, 20).until(staleness_of(page))
+    # The driver may be asked about the old page in the very moment in which it goes.
+    wait = WebDriverWait(browser, 20, ignored_exceptions=[WebDriverException])
+    wait.until(staleness_of(page))
+    wait.until(lambda each: each.execute_script("return document.readyState") == "complete")
 
 
 def fill(browser: Chrome, field: str, value: str) -> None:
