@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, overload
@@ -15,7 +15,7 @@ from typing_extensions import Self
 from chrononaut._awaitable import AwaitableHistory, to_be_awaited
 from chrononaut._change_info import ChangeInfoHooks
 from chrononaut._diff import diff_states
-from chrononaut._flush import flush_of
+from chrononaut._flush import Flush, flush_of
 from chrononaut._history_mapper import build_history_mapper
 from chrononaut._history_record import HistoryRecord
 from chrononaut._history_table import declared_column, version_column
@@ -201,39 +201,27 @@ def _after_mapper_constructed(mapper: Mapper[Any], cls: type) -> None:
 
 def _mapper_configured(mapper: Mapper[Any], cls: type) -> None:
     """Fire once, before the first use of the class: listen as late as that, so as to hear after all others."""
-    for name, listener in _LISTENERS.items():
+    for name, collect in _COLLECT.items():
         # As raw states, and with a return value: SQLAlchemy calls such listeners without a wrapper.
-        event.listen(mapper, name, partial(listener, mapping_of(cls)), raw=True, retval=True)
+        event.listen(mapper, name, partial(_before_write, collect, mapping_of(cls)), raw=True, retval=True)
 
 
-def _before_insert(
-    mapping: VersionedMapping, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+def _before_write(
+    collect: Callable[[Flush, Connection, VersionedMapping, InstanceState[Any]], None],
+    mapping: VersionedMapping,
+    mapper: Mapper[Any],
+    connection: Connection,
+    state: InstanceState[Any],
 ) -> Any:
-    """Fire before a record is inserted, or takes the place of a deleted one of the same key."""
+    """Fire before a record is inserted, deleted, updated, or only looked at because something about it was touched."""
     flush = flush_of(state)
     if flush is not None:
-        flush.collect_insert(connection, mapping, state)
+        collect(flush, connection, mapping, state)
     return EXT_CONTINUE
 
 
-def _before_update(
-    mapping: VersionedMapping, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
-) -> Any:
-    """Fire before a record is updated, or only looked at because something about it was touched."""
-    flush = flush_of(state)
-    if flush is not None:
-        flush.collect_update(connection, mapping, state)
-    return EXT_CONTINUE
-
-
-def _before_delete(
-    mapping: VersionedMapping, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
-) -> Any:
-    """Fire before a record is deleted."""
-    flush = flush_of(state)
-    if flush is not None:
-        flush.collect_delete(connection, mapping, state)
-    return EXT_CONTINUE
-
-
-_LISTENERS = {"before_insert": _before_insert, "before_update": _before_update, "before_delete": _before_delete}
+_COLLECT = {
+    "before_insert": Flush.collect_insert,
+    "before_update": Flush.collect_update,
+    "before_delete": Flush.collect_delete,
+}
