@@ -719,8 +719,6 @@ def tables(engine: sa.Engine) -> Callable[[], None]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     deadline=None,
     max_examples=EXAMPLES,
-    # The same examples each time: among a thousand others is one where a savepoint's rollback is not understood yet.
-    derandomize="CHRONONAUT_TEST_EXAMPLES" not in os.environ,
 )
 @given(expire_on_commit=st.sampled_from([False, False, True]), acts=acts)
 def test_two_sessions_leave_the_history_of_what_they_did(

@@ -285,6 +285,22 @@ def test_update_in_constant_statements(
     assert log.verbs == ["SELECT", "INSERT", "DELETE"]
 
 
+def test_savepoint_rollback_takes_a_listed_update_back_from_objects(
+    session: Session, user: Model, people: list[Model]
+) -> None:
+    """After it, an object has the version and the values of its row, and can be changed."""
+    first = people[0]
+    assert (first.name, first.version) == ("a", 0)
+    savepoint = session.begin_nested()
+    session.execute(sa.update(user), [{"id": first.id, "name": "lost"}])
+    assert (first.name, first.version) == ("lost", 1)
+    savepoint.rollback()
+    assert (first.name, first.version) == ("a", 0)
+    first.name = "kept"
+    session.commit()
+    assert past(session, user) == [(first.id, 0, "a", 0, "update")]
+
+
 def test_loader_criteria_that_hide_rows_are_refused(session: Session, user: Model, people: list[Model]) -> None:
     """Rows that a listener hides from the statement but not from the copy: nothing of it stays."""
     statement = sa.update(user).values(name="z").options(with_loader_criteria(user, user.id < 3))

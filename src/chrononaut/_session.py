@@ -26,6 +26,7 @@ from chrononaut._transaction import (
     SessionConfig,
     configure,
     configured,
+    expire_listed,
     find_config,
     forget_transaction,
     transaction_of,
@@ -147,6 +148,12 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
         listen_to_associations(session, connection, config, lambda: change_info_of(session, config))
 
 
+def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
+    """Fire when a transaction or a savepoint was rolled back, and its objects expired."""
+    if transaction.nested:
+        expire_listed(session)
+
+
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     """Fire when a transaction, a savepoint or a flush has ended, one way or another."""
     if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
@@ -180,5 +187,6 @@ _LISTENERS: dict[str, Callable[..., Any]] = {
     "after_begin": _after_begin,
     "before_flush": _before_flush,
     "after_flush": _after_flush,
+    "after_soft_rollback": _after_soft_rollback,
     "after_transaction_end": _after_transaction_end,
 }

@@ -23,7 +23,7 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from sqlalchemy.sql.dml import UpdateBase
 
 from chrononaut._dialect import is_mariadb
@@ -154,12 +154,14 @@ class TransactionState:
     :param instant: when everything that it changes happens.
     :param listeners: what listens on its connections.
     :param rewrite: what makes the next statement write the version too.
+    :param listed: the objects that an UPDATE by primary key gave new values, which a savepoint's rollback takes back.
     """
 
     root: SessionTransaction | None
     instant: Instant
     listeners: dict[Connection, Listeners] = field(default_factory=dict[Connection, Listeners])
     rewrite: Callable[[UpdateBase], UpdateBase] | None = None
+    listed: list[InstanceState[Any]] = field(default_factory=list["InstanceState[Any]"])
     _passing: int = 0
 
     @property
@@ -184,6 +186,15 @@ def transaction_of(session: Session, config: SessionConfig) -> TransactionState:
     if state is None or state.root is not root:
         state = session.info[_TRANSACTION] = TransactionState(root, Instant(config.clock))
     return state
+
+
+def expire_listed(session: Session) -> None:
+    """Expire the objects that an UPDATE by primary key gave new values: SQLAlchemy leaves them as they are."""
+    state = cast("TransactionState | None", session.info.get(_TRANSACTION))
+    for each in state.listed if state is not None else ():
+        target = each.obj()
+        if target is not None and target in session:
+            session.expire(target)
 
 
 def forget_transaction(session: Session) -> None:

@@ -250,6 +250,7 @@ class Change(Execution):
         self.flush()
         with self.transaction.passing():
             before = self._versions_before(mapping)
+            self.transaction.listed += before
             parameters = listing.capture(self.writer, self.info, self.transaction.instant)
             result = self.run(parameters=parameters)
         for state, version in before.items():
