@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker, with_loader_criteria
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    ORMExecuteState,
+    Session,
+    mapped_column,
+    sessionmaker,
+    with_loader_criteria,
+)
 
 from chrononaut import (
     ChrononautException,
@@ -301,11 +309,44 @@ def test_savepoint_rollback_takes_a_listed_update_back_from_objects(
     assert past(session, user) == [(first.id, 0, "a", 0, "update")]
 
 
-def test_loader_criteria_that_hide_rows_are_refused(session: Session, user: Model, people: list[Model]) -> None:
-    """Rows that a listener hides from the statement but not from the copy: nothing of it stays."""
-    statement = sa.update(user).values(name="z").options(with_loader_criteria(user, user.id < 3))
+@pytest.mark.parametrize("how", ["option", "earlier listener", "later listener"])
+def test_loader_criteria_narrow_what_is_captured(engine: sa.Engine, user: Model, how: str) -> None:
+    """A tenant filter, say: what it hides from the statement is neither locked nor copied nor counted."""
+    last = 3
+
+    def first_ones(upto: int) -> Any:
+        return with_loader_criteria(user, lambda cls: cls.id <= upto)
+
+    def hide(state: ORMExecuteState) -> None:
+        if state.is_update or state.is_delete:
+            state.statement = state.statement.options(first_ones(last))
+
+    factory = sessionmaker(engine)
+    if how == "earlier listener":
+        sa.event.listen(factory, "do_orm_execute", hide)
+    versioned_session(factory)
+    if how == "later listener":
+        sa.event.listen(factory, "do_orm_execute", hide)
+    with factory() as session:
+        session.add_all([user(name=name) for name in "abc"])
+        session.commit()
+        statement = sa.update(user).where(user.score < sa.bindparam("most")).values(score=user.score + 1)
+        for last in (1, 2):  # the second time from SQLAlchemy's cache, with another value
+            options = [first_ones(last)] if how == "option" else []
+            assert rowcount(session.execute(statement.options(*options), {"most": 9})) == last
+        assert past(session, user) == [(1, 0, "a", 0, "update"), (1, 1, "a", 1, "update"), (2, 0, "b", 0, "update")]
+        session.execute(sa.delete(user).options(first_ones(last)))
+        assert live(session, user) == [(3, 0, "c", 0)]
+        assert [row[0] for row in past(session, user) if row[-1] == "delete"] == [1, 2]
+
+
+def test_loader_criteria_that_narrow_a_subquery_are_refused(session: Session, user: Model, people: list[Model]) -> None:
+    """They do not reach the copy, whose rows would not be those that are written: nothing of it stays."""
+    session.add(user.bonus(user_id=people[0].id, points=1))
+    session.commit()
+    statement = sa.update(user).where(user.id.in_(sa.select(user.bonus.user_id))).values(name="z")
     with pytest.raises(UntrackedStatementError, match="rolled back"):
-        session.execute(statement)
+        session.execute(statement.options(with_loader_criteria(user.bonus, user.bonus.points > 5)))
     assert past(session, user) == []
     assert [row[2] for row in live(session, user)] == ["a", "b", "c"]
 

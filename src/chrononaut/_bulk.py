@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from sqlalchemy import (
     BindParameter,
+    Column,
     ColumnElement,
     Connection,
     CursorResult,
@@ -200,17 +201,34 @@ class Writer:
 
     def bookkeeping(self, rows: Rows, info: ColumnElement[str]) -> dict[Any, Any]:
         """Return what an update of the base table must set besides what it was told: version and marks."""
-        live = rows.base.live
-        values: dict[Any, Any] = {live_version(rows.base): live_version(rows.base) + 1}
-        marks = {column.key: column for column in live.c if isinstance(column, RecordChangesColumn)}
+        base, raised = rows.base, live_version(rows.base) + 1
+        marks = {column.key: column for column in base.live.c if isinstance(column, RecordChangesColumn)}
+        values: dict[Any, Any] = {live_version(base): raised}
+        if is_mariadb(self.dialect):
+            if rows.changes is not None:
+                values = {live_version(base): case((is_copied(base), raised), else_=live_version(base))}
+            return values | {mark: self._as_in_copy(base, mark) for mark in marks.values()}
         if marks:
             values[marks[CHANGE_INFO]] = as_json(info, self.dialect)
             values[marks[CHANGED]] = self._not_before_last(marks[CHANGED])
         if rows.changes is None:
             return values
-        # MySQL and MariaDB assign one column after the other, so the conditions would see new values there.
-        is_changed = is_copied(rows.base) if is_mariadb(self.dialect) else rows.changes
-        return {column: case((is_changed, value), else_=column) for column, value in values.items()}
+        return {column: case((rows.changes, value), else_=column) for column, value in values.items()}
+
+    def _as_in_copy(self, base: VersionedTable, mark: Column[Any]) -> ColumnElement[Any]:
+        """Return a mark as the copy has it that was just made of a row; else as it is.
+
+        MySQL and MariaDB assign one column after the other, in the table's order: what is computed from the row sees
+        new values, perhaps those of the version too.
+        """
+        copy = base.history.alias("just_copied")
+        columns = list(base.live.c)
+        version = live_version(base)
+        is_raised = columns.index(version) < columns.index(mark)
+        same = (copy.c[own.key] == live for own, live in zip(base.history_key, base.key, strict=True))
+        ended = copy.c[VERSION] == (version - 1 if is_raised else version)
+        found = select(copy.c[mark.key]).where(*same, ended, copy.c[CHANGED] >= self.at)
+        return func.coalesce(found.scalar_subquery(), mark)
 
     def _not_before_last(self, changed: ColumnElement[Any]) -> ColumnElement[Any]:
         last = type_coerce(changed, UTCDateTime())

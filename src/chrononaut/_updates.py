@@ -2,55 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    CursorResult,
-    Delete,
-    Result,
-    Table,
-    Update,
-    and_,
-    event,
-    func,
-    select,
-    true,
-)
-from sqlalchemy.orm import InstanceState, Session
-from sqlalchemy.orm.attributes import instance_state, set_committed_value
+from sqlalchemy import Column, ColumnElement, Result, Table, Update
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.visitors import iterate
 
 from chrononaut._assignments import attributes_of, changes_by, is_noticed, read_assignments
-from chrononaut._bulk import Counts, Rows, as_text, count_written, name_hidden, versions_of, with_values
+from chrononaut._bulk import Rows, as_text, name_hidden
 from chrononaut._capture import Key
-from chrononaut._cascades import Cascade, dependents_of, refuse_key_change
-from chrononaut._execution import Execution, kind_of, mapping_in
-from chrononaut._history_table import (
-    CHANGE_INFO,
-    CHANGED_ATTRIBUTE,
-    VERSION,
-    RecordChangesColumn,
-    VersionColumn,
-)
+from chrononaut._cascades import Cascade
+from chrononaut._execution import kind_of, mapping_in
+from chrononaut._history_table import VERSION, RecordChangesColumn, VersionColumn
 from chrononaut._listing import Listing
 from chrononaut._mapping import VersionedMapping, VersionedTable, model_of, target_of
-from chrononaut._wanted import keys_in
+from chrononaut._present import bring_up_to_date, versions_in_session, versions_that_end
+from chrononaut._sending import Captured, Disagreement, Sending
+from chrononaut._unversioned import UnversionedChange
 from chrononaut.exceptions import UntrackedStatementError
 from chrononaut.typing import Operation
 
 #: How often a statement is tried while others keep making rows match.
 _ATTEMPTS = 5
+Assignments = Mapping[Column[Any], ColumnElement[Any]]
 
 
-class _Disagreement(Exception):
-    """Other rows were written than copied."""
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a statement is going to do, as far as it tells by itself.
+
+    :param assignments: what it sets.
+    :param noticed: what of that makes a version.
+    :param is_touching: whether each row that it writes gets a new value in some other column that makes a version.
+    :param is_locking: whether it locks or unlocks records, and does nothing else.
+    """
+
+    operation: Operation
+    mapping: VersionedMapping
+    table: VersionedTable
+    assignments: Assignments = field(default_factory=dict[Column[Any], ColumnElement[Any]])
+    noticed: Assignments = field(default_factory=dict[Column[Any], ColumnElement[Any]])
+    is_touching: bool = False
+    is_locking: bool = False
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it makes versions."""
+        return self.operation == "delete" or bool(self.noticed) or self.is_touching
 
 
-class Change(Execution):
+class Change(Sending):
     """An UPDATE or DELETE."""
 
     def change(self) -> Result[Any] | None:
@@ -61,8 +66,10 @@ class Change(Execution):
             self._refuse_joins(table)
             return None
         mapping = model_of(known)
-        if mapping is None or mapping.tables[-1].history is known:
-            return self._change_unversioned(known) if mapping is None else None
+        if mapping is None:
+            return UnversionedChange(self.state, self.config).change(known)
+        if mapping.tables[-1].history is known:
+            return None
         if self.mapper is not None:
             mapping = mapping_in(mapping, self.mapper)
         if self.state.is_executemany and self.state.is_update and self.is_of_model:
@@ -73,67 +80,72 @@ class Change(Execution):
                 "captured. Execute it once for each, or by primary key: `session.execute(update(Model), [...])`."
             )
         versioned = next(each for each in mapping.tables if each.live is table)
-        return self._delete(mapping, versioned) if self.state.is_delete else self._update(mapping, versioned)
+        plan = (self._plan_delete if self.state.is_delete else self._plan_update)(mapping, versioned)
+        self.flush()
+        if not plan.is_recorded and mapping.lock_column is None:
+            return self.run()
+        with self.transaction.passing():
+            return self._execute(plan)
 
-    def _delete(self, mapping: VersionedMapping, table: VersionedTable) -> Result[Any]:
+    # --- what it is going to do
+
+    def _plan_delete(self, mapping: VersionedMapping, table: VersionedTable) -> _Plan:
         if table.live_version is None:
             raise UntrackedStatementError(
                 f"A DELETE of {table.live.name} removes half of each {mapping.name}. Delete rows of "
                 f"{mapping.base.live.name}, or through the session."
             )
-        self.flush()
-        with self.transaction.passing():
-            return self._delete_captured(mapping, table)
+        return _Plan("delete", mapping, table)
 
-    def _delete_captured(self, mapping: VersionedMapping, table: VersionedTable) -> Result[Any]:
-        criteria, is_plain = self._criteria(table.live, ())
-        rows = Rows(mapping, table, criteria, is_plain)
-        return self._execute(rows, "delete", as_text(self.info.of_class(mapping.mapper.class_)))
-
-    def _update(self, mapping: VersionedMapping, table: VersionedTable) -> Result[Any] | None:
-        statement = cast("Update", self.statement)
-        assignments = read_assignments(statement, table, self.parameters)
+    def _plan_update(self, mapping: VersionedMapping, table: VersionedTable) -> _Plan:
+        assignments = read_assignments(cast("Update", self.statement), table, self.parameters)
         self._refuse_bookkeeping(mapping, assignments)
         noticed = {column: value for column, value in assignments.items() if is_noticed(mapping, table, column)}
-        is_touching = _has_onupdate(mapping, table, assignments)
-        is_locking = {column.key for column in noticed} == {_lock_key(mapping)} and len(assignments) == 1
-        self.flush()
-        if not noticed and not is_touching and mapping.lock_column is None:
-            return self.run()
-        with self.transaction.passing():
-            criteria, is_plain = self._criteria(table.live, tuple(assignments.values()))
-            changes = changes_by(noticed, self.writer.dialect) if is_plain and not is_touching else None
-            rows = Rows(mapping, table, criteria, is_plain, changes)
-            return self._update_captured(rows, noticed, is_touching, is_locking)
+        is_touching = any(
+            column.onupdate is not None or column.server_onupdate is not None
+            for column in table.live.c
+            if column not in assignments and is_noticed(mapping, table, column)
+        )
+        lock = None if mapping.lock_column is None else mapping.lock_column.key
+        is_locking = {column.key for column in noticed} == {lock} and len(assignments) == 1
+        return _Plan("update", mapping, table, assignments, noticed, is_touching, is_locking)
 
-    def _update_captured(
-        self,
-        rows: Rows,
-        noticed: Mapping[Column[Any], ColumnElement[Any]],
-        is_touching: bool,
-        is_locking: bool,
-    ) -> Result[Any]:
-        if not noticed and not is_touching:
-            self.writer.lock(rows, "update", may_be_locked=is_locking)
-            return self.run()
-        return self._execute(rows, "update", self._info(rows, noticed), is_locking)
+    def _rows(self, plan: _Plan, statement: UpdateBase) -> Rows:
+        condition, is_plain = self.criteria(statement, plan.table.live, tuple(plan.assignments.values()))
+        is_known = is_plain and not plan.is_touching and plan.operation == "update"
+        changes = changes_by(plan.noticed, self.writer.dialect) if is_known else None
+        return Rows(plan.mapping, plan.table, condition, is_plain, changes)
 
-    def _execute(
-        self, rows: Rows, operation: Operation, info: ColumnElement[str], is_locking: bool = False
-    ) -> Result[Any]:
-        """Lock, copy and write; again, if others made rows match in between."""
-        before = self._versions_before(rows.mapping) if operation == "update" else {}
+    def _info(self, plan: _Plan, rows: Rows) -> ColumnElement[str]:
+        """Return the change info of the rows; it names the hidden columns that each row's change is about."""
+        cls = plan.mapping.mapper.class_
+        hidden: dict[str, Assignments] = {}
+        for column, value in plan.noticed.items():
+            for each, name in attributes_of(plan.mapping, column):
+                if name in each.hidden:
+                    hidden[name] = {column: value}
+        if rows.changes is None:
+            return as_text(self.info.of_class(cls, hidden))
+        changes = {name: changes_by(values, self.writer.dialect) for name, values in hidden.items()}
+        conditions = {name: rows.on_base(each) for name, each in changes.items() if each is not None}
+        return name_hidden(self.info, cls, conditions)
+
+    # --- lock, copy, write
+
+    def _execute(self, plan: _Plan) -> Result[Any]:
+        """Execute the statement, captured; again, if others made rows match in between."""
+        is_updating_objects = plan.operation == "update" and self._is_synchronized
+        before = versions_in_session(self.session, plan.mapping) if is_updating_objects else {}
         for _ in range(_ATTEMPTS):
-            count = self.writer.lock(rows, operation, may_be_locked=is_locking)
+            ended: dict[Key, int] = {}
             # SQLite has one writer at a time, so that nothing comes between, and starts no transaction by a savepoint.
             savepoint = None if self.writer.dialect == "sqlite" else self.connection.begin_nested()
             try:
-                present = self._copy(rows, operation, info, count)
-                result = self._write(rows, operation, info, count)
-            except _Disagreement as error:
+                result = self.send(plan.table.live, partial(self._capture, plan, ended if before else None))
+            except Disagreement as error:
                 if savepoint is None:
                     self.session.rollback()
-                    raise self._refusal(rows) from error
+                    raise self._refusal(plan) from error
                 savepoint.rollback()
             except BaseException:
                 if savepoint is not None and savepoint.is_active:
@@ -142,100 +154,32 @@ class Change(Execution):
             else:
                 if savepoint is not None:
                     savepoint.commit()
-                self._bring_up_to_date(rows, before, present)
+                bring_up_to_date(self.session, plan.mapping, before, ended)
                 return result
-        raise self._refusal(rows)
+        raise self._refusal(plan)
 
-    def _refusal(self, rows: Rows) -> UntrackedStatementError:
-        return UntrackedStatementError(
-            f"History and the rows of {rows.table.live.name} would not agree, so the statement was rolled back. "
-            "Does its condition change from one moment to the next, or does a listener add to it?"
-        )
+    def _capture(self, plan: _Plan, ended: dict[Key, int] | None, statement: UpdateBase) -> Captured:
+        """Lock and copy the rows that a statement is about to write; return it so that it writes their version too.
 
-    def _copy(self, rows: Rows, operation: Operation, info: ColumnElement[str], count: Counts) -> dict[Key, int]:
-        """Copy what changes; return the versions of those whose objects are in the session."""
-        present: dict[Key, int] = {}
-        if count.changing:
-            if self.writer.copy(rows, operation, info) != count.changing:
-                raise _Disagreement
-            present = self._present(rows) if operation == "update" else {}
-            if rows.table.live_version is None and self.writer.raise_version(rows, info) != count.changing:
-                raise _Disagreement
-        if operation == "delete":
-            self._cascade(rows.table.live, rows.criteria)
-        return present
-
-    def _write(self, rows: Rows, operation: Operation, info: ColumnElement[str], count: Counts) -> Result[Any]:
-        """Execute the statement, which raises the version too.
-
-        :raises _Disagreement: if it wrote other rows than were counted; before SQLAlchemy tells its objects.
+        :param ended: takes up the versions that end of those whose objects are in the session.
         """
-        written: list[UpdateBase] = []
-
-        def rewrite(statement: UpdateBase) -> UpdateBase:
-            if target_of(statement) is rows.table.live:
-                self.transaction.rewrite = None
-                if operation == "update" and rows.table.live_version is not None:
-                    statement = cast("Update", statement).values(self.writer.bookkeeping(rows, info))
-                written.append(statement)
-            return statement
-
-        def after_execute(
-            conn: object, clauseelement: object, multi: object, params: object, opts: object, result: Any
-        ) -> None:
-            """Fire when a statement was executed, before its result is used."""
-            if written and clauseelement is written[0] and result.rowcount != count.matching:
-                raise _Disagreement
-
-        # SQLite knows how many rows it returned only after they were read.
-        is_late = self.writer.dialect == "sqlite"
-        self.transaction.rewrite = rewrite
-        if not is_late:
-            event.listen(self.connection, "after_execute", after_execute)
-        try:
-            result = self.run()
-        finally:
-            self.transaction.rewrite = None
-            if not is_late:
-                event.remove(self.connection, "after_execute", after_execute)
-        return self._counted(result, count.matching) if is_late else result
-
-    def _counted(self, result: Result[Any], expected: int) -> Result[Any]:
-        """Return the result again after counting the rows that were written."""
-        if len(self.statement.exported_columns):
-            frozen = result.freeze()
-            result, written = frozen(), len(frozen.data)
-        else:
-            written = count_written(self.connection, cast("CursorResult[Any]", result))
-        if written != expected:
-            raise _Disagreement
-        return result
-
-    def _criteria(self, live: Table, values: Sequence[ColumnElement[Any]]) -> tuple[ColumnElement[bool], bool]:
-        """Return which rows the statement is about, and whether it reads no other table besides."""
-        statement = cast("Update | Delete", self.statement)
-        given = statement.whereclause
-        conditions = [] if given is None else [with_values(given, self.parameters)]
-        if self.mapper is not None and self.mapper.single and isinstance(self.mapper.polymorphic_on, Column):
-            identities = [each.polymorphic_identity for each in self.mapper.self_and_descendants]
-            conditions.append(self.mapper.polymorphic_on.in_(identities))
-        criteria = and_(true(), *conditions)
-        froms = select(*live.primary_key, *values).where(criteria).get_final_froms()
-        return criteria, all(each == live for each in froms)
-
-    def _info(self, rows: Rows, noticed: Mapping[Column[Any], ColumnElement[Any]]) -> ColumnElement[str]:
-        """Return the change info of the rows; it names the hidden columns that each row's change is about."""
-        mapping, cls = rows.mapping, rows.mapping.mapper.class_
-        hidden: dict[str, dict[Column[Any], ColumnElement[Any]]] = {}
-        for column, value in noticed.items():
-            for each, name in attributes_of(mapping, column):
-                if name in each.hidden:
-                    hidden[name] = {column: value}
-        if rows.changes is None:
-            return as_text(self.info.of_class(cls, hidden))
-        changes = {name: changes_by(values, self.writer.dialect) for name, values in hidden.items()}
-        conditions = {name: rows.on_base(each) for name, each in changes.items() if each is not None}
-        return name_hidden(self.info, cls, conditions)
+        rows = self._rows(plan, statement)
+        count = self.writer.lock(rows, plan.operation, may_be_locked=plan.is_locking)
+        if not plan.is_recorded:
+            return Captured(statement, None)
+        info = self._info(plan, rows)
+        if count.changing:
+            if self.writer.copy(rows, plan.operation, info) != count.changing:
+                raise Disagreement
+            if ended is not None:
+                ended |= versions_that_end(self.session, self.writer, rows)
+            if plan.table.live_version is None and self.writer.raise_version(rows, info) != count.changing:
+                raise Disagreement
+        if plan.operation == "delete":
+            Cascade(self.writer, lambda: self.info).capture(plan.table.live, rows.criteria)
+        elif plan.table.live_version is not None:
+            statement = cast("Update", statement).values(self.writer.bookkeeping(rows, info))
+        return Captured(statement, count.matching)
 
     # --- updates of listed records
 
@@ -249,7 +193,7 @@ class Change(Execution):
         listing = Listing(mapping, given)
         self.flush()
         with self.transaction.passing():
-            before = self._versions_before(mapping)
+            before = versions_in_session(self.session, mapping) if self._is_synchronized else {}
             self.transaction.listed += before
             parameters = listing.capture(self.writer, self.info, self.transaction.instant)
             result = self.run(parameters=parameters)
@@ -260,98 +204,17 @@ class Change(Execution):
                 set_committed_value(target, VERSION, version)
         return result
 
-    # --- what is in the session
-
     @property
     def _is_synchronized(self) -> bool:
         return self.is_of_model and self.state.execution_options.get("synchronize_session", "auto") is not False
 
-    def _versions_before(self, mapping: VersionedMapping) -> dict[InstanceState[Any], int]:
-        """Return the versions that the objects in the session have, before SQLAlchemy brings them up to date."""
-        if not self._is_synchronized:
-            return {}
-        return {state: state.dict[VERSION] for state in _in_session(self.session, mapping)}
-
-    def _present(self, rows: Rows) -> dict[Key, int]:
-        """Return the version of those rows that change whose objects are in the session, to be brought up to date."""
-        if not self._is_synchronized:
-            return {}
-        keys = [state.identity for state in _in_session(self.session, rows.mapping)]
-        return versions_of(self.connection, rows, keys_in(rows.base.key, cast("list[Key]", keys), self.writer.dialect))
-
-    def _bring_up_to_date(
-        self, rows: Rows, before: Mapping[InstanceState[Any], int], changed: Mapping[Key, int]
-    ) -> None:
-        """Give the objects in the session their new version; one that was stale before stays so.
-
-        SQLAlchemy expires the version of all that matched, for an expression set it: a stale object whose version
-        was then read anew would pass for one that has seen the latest state.
-        """
-        for state, version in before.items():
-            target = state.obj()
-            if target is None:
-                continue
-            is_raised = changed.get(cast("Key", state.identity)) == version
-            if state.dict.get(VERSION) != version + is_raised:
-                set_committed_value(target, VERSION, version + is_raised)
-            if is_raised and CHANGED_ATTRIBUTE in rows.mapping.mapper.columns:
-                self.session.expire(target, [CHANGE_INFO, CHANGED_ATTRIBUTE])
-
-    # --- tables that are not versioned themselves
-
-    def _change_unversioned(self, table: Table) -> Result[Any] | None:
-        if self.state.is_update:
-            return self._update_unversioned(table)
-        if not dependents_of(table):
-            return None
-        if self.state.is_executemany:
-            raise UntrackedStatementError(
-                f"With rows of {table.name} the database changes versioned ones, which cannot be captured for a list "
-                "of parameters. Execute the DELETE once for each."
-            )
-        self.flush()
-        with self.transaction.passing():
-            return self._delete_unversioned(table)
-
-    def _delete_unversioned(self, table: Table) -> Result[Any]:
-        criteria, _ = self._criteria(table, ())
-        matching = self.connection.scalar(select(func.count()).select_from(table).where(criteria))
-        self._cascade(table, criteria)
-        try:
-            return self._counted(self.run(), cast("int", matching))
-        except _Disagreement as error:
-            self.session.rollback()
-            raise UntrackedStatementError(
-                f"Other rows of {table.name} were deleted than history was written for, so the transaction was rolled "
-                "back. Does the statement's condition change from one moment to the next?"
-            ) from error
-
-    def _update_unversioned(self, table: Table) -> Result[Any] | None:
-        marks = {column.key: column for column in table.c if isinstance(column, RecordChangesColumn)}
-        dependents = dependents_of(table)
-        if not marks and not dependents:
-            return None
-        if dependents:
-            plain = VersionedTable(table, table, tuple(table.primary_key), set())
-            given = self.state.parameters if self.state.is_executemany else [self.parameters]
-            names = {key for each in cast("Iterable[Mapping[str, Any]]", given) for key in each}
-            names |= {column.key for column in read_assignments(cast("Update", self.statement), plain, {})}
-            if not self._is_by_key:
-                refuse_key_change(table, frozenset(names))
-        if marks:
-            self.flush()
-            self.state.statement = cast("Update", self.statement).values(self.marks(table, marks))
-            return self.run(self.state.statement)
-        return None
-
-    @property
-    def _is_by_key(self) -> bool:
-        return self.state.is_executemany and self.is_of_model
-
-    def _cascade(self, table: Table, criteria: ColumnElement[bool]) -> None:
-        Cascade(self.writer, lambda: self.info).capture(table, criteria)
-
     # --- what cannot be captured
+
+    def _refusal(self, plan: _Plan) -> UntrackedStatementError:
+        return UntrackedStatementError(
+            f"History and the rows of {plan.table.live.name} would not agree, so the statement was rolled back. "
+            "Does its condition change from one moment to the next, or do with_loader_criteria narrow a subquery of it?"
+        )
 
     def _refuse_joins(self, target: Any) -> None:
         tables = [each for each in iterate(target) if model_of(each) is not None]
@@ -360,9 +223,7 @@ class Change(Execution):
                 f"This {kind_of(self.statement)} is about {target}, which cannot be captured: name the model itself."
             )
 
-    def _refuse_bookkeeping(
-        self, mapping: VersionedMapping, assignments: Mapping[Column[Any], ColumnElement[Any]]
-    ) -> None:
+    def _refuse_bookkeeping(self, mapping: VersionedMapping, assignments: Assignments) -> None:
         for column in assignments:
             if isinstance(column, VersionColumn | RecordChangesColumn):
                 raise UntrackedStatementError(
@@ -373,24 +234,3 @@ class Change(Execution):
                     f"A statement that changes the primary key of {mapping.name} cannot be captured. Load the records, "
                     "and change them in the session."
                 )
-
-
-def _lock_key(mapping: VersionedMapping) -> str | None:
-    return None if mapping.lock_column is None else mapping.lock_column.key
-
-
-def _has_onupdate(mapping: VersionedMapping, table: VersionedTable, assignments: Mapping[Column[Any], Any]) -> bool:
-    """Tell whether any update changes a column that makes a version."""
-    return any(
-        column.onupdate is not None or column.server_onupdate is not None
-        for column in table.live.c
-        if column not in assignments and is_noticed(mapping, table, column)
-    )
-
-
-def _in_session(session: Session, mapping: VersionedMapping) -> Iterator[InstanceState[Any]]:
-    """Yield the objects of a model in a session whose version is known."""
-    for target in session.identity_map.values():
-        state: InstanceState[Any] = instance_state(target)
-        if isinstance(target, mapping.mapper.class_) and VERSION in state.dict:
-            yield state
