@@ -16,6 +16,7 @@ from chrononaut import (
     versioned_session,
     versioned_table,
 )
+from chrononaut.exceptions import ReadOnlyError
 from chrononaut.unsafe import suppress_versioning
 from tests.fix_models import Clock
 from tests.fix_statements import RecordStatements
@@ -418,3 +419,84 @@ def test_sessions_that_share_a_connection(models: Models, engine: sa.Engine) -> 
         with factory() as session:
             assert models.life(session) == [(1, 1, -1, "insert"), (1, 2, -1, "insert")]
         outer.rollback()
+
+
+# --- what the database does, and what cannot be captured
+
+
+class Cascading:
+    """A parent without versions, whose pairs the database deletes or changes with it."""
+
+    def __init__(self, base: type[DeclarativeBase]) -> None:
+        class Tag(base):
+            __tablename__ = "tag"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            parent_id: Mapped[int | None] = mapped_column(sa.ForeignKey("tag.id", ondelete="CASCADE"))
+
+        self.Tag: Any = Tag
+        self.table = versioned_table(
+            sa.Table(
+                "tagging",
+                base.metadata,
+                sa.Column("page", sa.Integer, primary_key=True, autoincrement=False),
+                sa.Column("tag_id", sa.ForeignKey("tag.id", ondelete="CASCADE"), primary_key=True),
+                sa.Column("by_id", sa.ForeignKey("tag.id", ondelete="SET NULL")),
+            )
+        )
+        self.history = base.metadata.tables["tagging_history"]
+
+
+@pytest.fixture
+def cascading(base: type[DeclarativeBase], engine: sa.Engine, session: Session) -> Cascading:
+    """Tag 2 is below tag 1, tag 3 stands alone and is named by a pair of tag 4."""
+    made = Cascading(base)
+    base.metadata.create_all(engine)
+    session.add_all([made.Tag(id=1), made.Tag(id=3), made.Tag(id=4)])
+    session.flush()
+    session.add(made.Tag(id=2, parent_id=1))
+    session.flush()
+    pairs = [(1, 1, None), (2, 2, None), (1, 3, None), (1, 4, 3)]
+    rows = [{"page": page, "tag_id": tag, "by_id": by} for page, tag, by in pairs]
+    session.execute(made.table.insert(), rows)
+    session.commit()
+    return made
+
+
+@pytest.mark.parametrize("how", ["statement", "table", "flush"])
+def test_pairs_that_the_database_deletes_or_changes(session: Session, cascading: Cascading, how: str) -> None:
+    """ON DELETE CASCADE, also by way of a tree, and SET NULL: the ended states are in history."""
+    tag, history = cascading.Tag, cascading.history
+    with extra_change_info(why="gone"):
+        if how == "flush":
+            session.execute(sa.delete(tag).where(tag.id == 2))
+            session.delete(session.get(tag, 1))
+            session.delete(session.get(tag, 3))
+        else:
+            target = tag.__table__ if how == "table" else tag
+            key = target.c.id if how == "table" else tag.id
+            session.execute(sa.delete(target).where(key.in_([1, 3])))
+        session.commit()
+    query = sa.select(history).where(history.c.operation != "insert").order_by(history.c.tag_id)
+    found = [(row.page, row.tag_id, row.by_id, row.version, row.operation) for row in session.execute(query)]
+    assert found == [
+        (1, 1, None, 0, "delete"),
+        (2, 2, None, 0, "delete"),
+        (1, 3, None, 0, "delete"),
+        (1, 4, 3, 0, "update"),
+    ]
+    assert {row.change_info["extra"]["why"] for row in session.execute(query)} == {"gone"}
+    assert [tuple(row) for row in session.execute(sa.select(cascading.table))] == [(1, 4, None, 1)]
+
+
+def test_text_about_pairs_is_refused(session: Session, models: Models) -> None:
+    """What text changes cannot be captured; history is read-only for text and statements."""
+    for sql in ("INSERT INTO membership VALUES (1, 1, 0)", "DELETE FROM membership"):
+        with pytest.raises(UntrackedStatementError, match="membership"):
+            session.execute(sa.text(sql))
+    for statement in (sa.text("DELETE FROM membership_history"), models.history.delete(), models.history.update()):
+        with pytest.raises(ReadOnlyError, match="membership_history"):
+            session.execute(statement)
+    with suppress_versioning(allow_deleting_history=True):
+        session.execute(models.history.delete())
+        session.execute(sa.text("DELETE FROM membership"))
+    session.commit()

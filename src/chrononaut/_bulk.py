@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from sqlalchemy import (
     BindParameter,
@@ -46,28 +46,52 @@ from chrononaut._capture import (
 from chrononaut._change_info import ChangeInfoSource
 from chrononaut._dialect import is_mariadb
 from chrononaut._history_table import CHANGE_INFO, CHANGED, VERSION, RecordChangesColumn
-from chrononaut._mapping import VersionedMapping, VersionedTable
-from chrononaut._transaction import InstantSource, instant_expression
+from chrononaut._mapping import VersionedTable
+from chrononaut._transaction import OWN, InstantSource, instant_expression
 from chrononaut._types import UTCDateTime
 from chrononaut.exceptions import RecordLockedError
 from chrononaut.typing import Operation
 
 Value = TypeVar("Value")
-_KEEP = {"preserve_rowcount": True}
+_KEEP = OWN | {"preserve_rowcount": True}
+
+
+class Owner(Protocol):
+    """What rows belong to: a model, or a versioned table without a class."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        ...
+
+    @property
+    def base(self) -> VersionedTable:
+        """The table that holds the version."""
+        ...
+
+    @property
+    def family_tables(self) -> tuple[VersionedTable, ...]:
+        """The tables that a record may be spread over, the base first."""
+        ...
+
+    @property
+    def lock_column(self) -> ColumnElement[bool] | None:
+        """The live column that locks a record."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of one table of a model that are about to change.
+    """Rows of one table that are about to change.
 
-    :param mapping: the model.
+    :param mapping: what they belong to.
     :param table: one of its tables.
     :param criteria: which rows of the table.
     :param is_plain: whether the criteria read no other table, so that they can stand where these rows are read.
     :param changes: which of them really change; None for all.
     """
 
-    mapping: VersionedMapping
+    mapping: Owner
     table: VersionedTable
     criteria: ColumnElement[bool]
     is_plain: bool
@@ -197,7 +221,7 @@ class Writer:
         """Raise the version of the rows that change, and mark them, by a statement of its own."""
         statement = update(rows.base.live).where(rows.changing(), is_copied(rows.base))
         values = self.bookkeeping(replace(rows, changes=None), info)
-        return count_written(self.connection, self.connection.execute(statement.values(values)))
+        return count_written(self.connection, self.connection.execute(statement.values(values), execution_options=OWN))
 
     def bookkeeping(self, rows: Rows, info: ColumnElement[str]) -> dict[Any, Any]:
         """Return what an update of the base table must set besides what it was told: version and marks."""

@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from chrononaut._dialect import by_key, is_mariadb, reuses_generated_keys
 from chrononaut._history_table import BEGAN, CHANGE_INFO, CHANGED, OPERATION, VERSION
 from chrononaut._mapping import VersionedTable
-from chrononaut._transaction import InstantKind, InstantSource, instant_expression
+from chrononaut._transaction import OWN, InstantKind, InstantSource, instant_expression
 from chrononaut._types import UTCDateTime, read_type
 from chrononaut._wanted import (
     Shape,
@@ -95,7 +95,7 @@ def copy_states(
     else:
         statement = table.statement(_build_copy, shape, operation, instant.kind, dialect.name)
         parameters = [row | instant.parameters for row in parameters]
-    return connection.execute(statement, parameters, execution_options={"preserve_rowcount": True}).rowcount
+    return connection.execute(statement, parameters, execution_options=OWN | {"preserve_rowcount": True}).rowcount
 
 
 def _build_copy(
@@ -236,7 +236,7 @@ def insert_births(
                 row |= instant.parameters
             if discriminator is not None:
                 row["birth_discriminator"] = birth.discriminator
-    connection.execute(statement, rows)
+    connection.execute(statement, rows, execution_options=OWN)
 
 
 def _build_birth(
@@ -306,6 +306,7 @@ def renumber(connection: Connection, table: VersionedTable, versions: Mapping[Ke
             {**{f"live_key_{number}": part for number, part in enumerate(key)}, "live_version": version}
             for key, version in versions.items()
         ],
+        execution_options=OWN,
     )
 
 

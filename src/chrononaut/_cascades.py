@@ -20,9 +20,10 @@ from sqlalchemy import (
 from sqlalchemy.exc import NoReferencedColumnError, NoReferencedTableError
 
 from chrononaut._assignments import is_hidden, is_noticed
+from chrononaut._associations import Association, find_association
 from chrononaut._bulk import Rows, Writer, are_in, as_text, name_hidden
 from chrononaut._change_info import ChangeInfoSource
-from chrononaut._mapping import VersionedMapping, VersionedTable, model_of
+from chrononaut._mapping import VersionedMapping, model_of
 from chrononaut.exceptions import UntrackedStatementError
 
 _INFO_KEY = "chrononaut_dependents"
@@ -65,8 +66,15 @@ def dependents_of(table: Table) -> tuple[Dependent, ...]:
     known = held[1] if held is not None and held[0] == stamp else dict[Table, tuple[Dependent, ...]]()
     if table not in known:
         metadata.info[_INFO_KEY] = (stamp, known)
-        known[table] = tuple(each for each in _referring(table) if _ends_versioned(each, {table}))
+        referring = _referring(table)
+        ends = {each for each in referring if _ends_versioned(each, {table})}
+        # A tree's descendants are deleted with their ancestors, and what refers to them goes too.
+        known[table] = tuple(each for each in referring if each in ends or (ends and _is_tree(each, table)))
     return known[table]
+
+
+def _is_tree(dependent: Dependent, table: Table) -> bool:
+    return dependent.table is table and dependent.is_deleted
 
 
 def _referring(table: Table) -> tuple[Dependent, ...]:
@@ -106,7 +114,7 @@ def _is_inheritance(constraint: ForeignKeyConstraint, child: Table, table: Table
 def _ends_versioned(dependent: Dependent, seen: set[Table]) -> bool:
     if not (dependent.is_deleted or dependent.is_changed or _moves(dependent)):
         return False
-    if model_of(dependent.table) is not None:
+    if _owner_of(dependent.table) is not None:
         return True
     if dependent.table in seen or not dependent.is_deleted:
         return False
@@ -125,7 +133,7 @@ def refuse_key_change(table: Table, names: Iterator[str] | frozenset[str]) -> No
     """
     changed = set(names)
     for each in dependents_of(table):
-        if _moves(each) and model_of(each.table) is not None and changed & {column.key for column in each.referred}:
+        if _moves(each) and _owner_of(each.table) is not None and changed & {column.key for column in each.referred}:
             raise UntrackedStatementError(
                 f"With the key of {table.name} the database changes {each.table.name} (ON UPDATE "
                 f"{each.on_update}), past its history. Drop ON UPDATE from the foreign key, and use "
@@ -157,7 +165,7 @@ class Cascade:
     def _follow(self, table: Table, criteria: ColumnElement[bool], path: tuple[Table, ...]) -> None:
         dependents = dependents_of(table)
         for each in dependents:
-            if each.is_deleted and each.table is table:
+            if _is_tree(each, table):
                 criteria = self._follow_tree(each, criteria)
         changed: dict[Table, list[tuple[Dependent, ColumnElement[bool]]]] = {}
         for each in dependents:
@@ -165,7 +173,7 @@ class Cascade:
             reached = are_in(each.columns, select(*each.referred).where(criteria))
             if each.is_changed:
                 changed.setdefault(each.table, []).append((each, reached))
-            elif each.is_deleted and each.table is not table:
+            elif each.is_deleted and not _is_tree(each, table):
                 if each.table in path:
                     raise UntrackedStatementError(
                         f"The database would delete in a circle ({' -> '.join(t.name for t in (*path, each.table))}), "
@@ -184,7 +192,7 @@ class Cascade:
                 f"{table.name} refers to itself by other columns than its primary key, ON DELETE CASCADE: what the "
                 "database would delete cannot be captured. Delete these rows through the session."
             )
-        gone = select(*key).where(criteria).cte("gone", recursive=True)
+        gone = select(*key).where(criteria).cte("gone", recursive=True, nesting=True)
         child = table.alias("child")
         links = zip(dependent.columns, key, strict=True)
         link = and_(*(child.c[column.key] == gone.c[part.key] for column, part in links))
@@ -195,44 +203,50 @@ class Cascade:
         return or_(everything, criteria)
 
     def _delete(self, table: Table, criteria: ColumnElement[bool]) -> None:
-        mapping = model_of(table)
-        if mapping is None:
+        owner = _owner_of(table)
+        if owner is None:
             return
-        _refuse_part(mapping, table)
-        rows = Rows(mapping, mapping.base, criteria, is_plain=True)
+        _refuse_part(owner, table)
+        rows = Rows(owner, owner.base, criteria, is_plain=True)
         if self.writer.lock(rows, "delete").matching:
-            info = self.info().of_class(mapping.mapper.class_)
-            self.writer.copy(rows, "delete", as_text(info), only_new=True)
+            self.writer.copy(rows, "delete", as_text(self.info().of_class(owner.hooks)), only_new=True)
 
     def _change(self, live: Table, references: list[tuple[Dependent, ColumnElement[bool]]]) -> None:
-        mapping = model_of(live)
-        if mapping is None:
+        owner = _owner_of(live)
+        if owner is None:
             return
-        table = next(each for each in mapping.tables if each.live is live)
+        table = next(each for each in owner.tables if each.live is live)
         reached: list[ColumnElement[bool]] = []
         hidden: dict[str, ColumnElement[bool]] = {}
         for dependent, condition in references:
-            columns = [column for column in dependent.columns if is_noticed(mapping, table, column)]
+            if isinstance(owner, Association):
+                reached.append(condition)
+                continue
+            columns = [column for column in dependent.columns if is_noticed(owner, table, column)]
             reached += [condition] if columns else []
             hidden |= {
-                mapping.mapper.get_property_by_column(column).key: condition
+                owner.mapper.get_property_by_column(column).key: condition
                 for column in columns
-                if is_hidden(mapping, column)
+                if is_hidden(owner, column)
             }
-        rows = Rows(mapping, table, or_(false(), *reached), is_plain=True)
+        rows = Rows(owner, table, or_(false(), *reached), is_plain=True)
         if reached and self.writer.lock(rows, "update").matching:
             on_base = {name: rows.on_base(condition) for name, condition in hidden.items()}
-            info = name_hidden(self.info(), mapping.mapper.class_, on_base)
+            info = name_hidden(self.info(), owner.hooks, on_base)
             self.writer.copy(rows, "update", info, only_new=True)
             self.writer.raise_version(rows, info)
 
 
-def _refuse_part(mapping: VersionedMapping, table: Table) -> None:
-    part: VersionedTable = mapping.tables[-1]
+def _owner_of(table: Table) -> VersionedMapping | Association | None:
+    return model_of(table) or find_association(table)
+
+
+def _refuse_part(owner: VersionedMapping | Association, table: Table) -> None:
+    part = owner.tables[-1]
     if table is part.live and part.live_version is None:
         raise UntrackedStatementError(
             f"The database would delete rows of {table.name} alone (ON DELETE CASCADE), half of each "
-            f"{mapping.name}. Put the foreign key on {mapping.base.live.name}, or delete through the session."
+            f"{owner.name}. Put the foreign key on {owner.base.live.name}, or delete through the session."
         )
 
 

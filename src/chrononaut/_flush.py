@@ -45,7 +45,7 @@ from chrononaut._history_table import CHANGE_INFO, CHANGED_ATTRIBUTE, VERSION
 from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping, mapping_of, target_of
 from chrononaut._post_update import find_post_updates
 from chrononaut._suppression import is_suppressed
-from chrononaut._transaction import PAST, SessionConfig, TransactionState, transaction_of
+from chrononaut._transaction import PAST, SessionConfig, TransactionState, is_own, transaction_of
 from chrononaut._types import assume_utc
 from chrononaut._wanted import WantedRecord, keys_in
 from chrononaut.exceptions import ChrononautException, RecordLockedError, StaleVersionError, UnattachedSessionError
@@ -475,8 +475,9 @@ def listen(session: Session, transaction: TransactionState, connection: Connecti
         if context.isinsert:
             refuse_replacing(sql, context)
         # What reads the past on this connection is for the past to allow or refuse.
-        if not transaction.lets_pass and PAST not in context.execution_options:
-            is_announced = _FLUSH in session.info and _is_of_unit_of_work(context.execution_options)
+        options = context.execution_options
+        if not transaction.lets_pass and PAST not in options and not is_own(options):
+            is_announced = _FLUSH in session.info and _is_of_unit_of_work(options)
             refuse_untracked(session, conn, sql, context, is_announced)
 
     transaction.listeners[connection] = {

@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.selectable import TextualSelect
 
+from chrononaut._associations import find_association, find_association_of
 from chrononaut._cascades import dependents_of
 from chrononaut._change_info import ChangeInfoHooks
 from chrononaut._history_table import RecordChangesColumn
-from chrononaut._mapping import VersionedMapping, find_mapping, model_of, target_of
+from chrononaut._mapping import VersionedTable, find_mapping, model_of, target_of
 from chrononaut._suppression import is_suppressed, may_delete_history
 from chrononaut.exceptions import ReadOnlyError, UntrackedStatementError
 
@@ -71,8 +72,9 @@ def refuse_replacing(sql: str, context: Any) -> None:
 def _check(statement: UpdateBase, of_unit_of_work: bool) -> None:
     table: Any = target_of(statement)
     given: Any = table  # not narrowed: a checker forgets the type arguments then
-    mapping = model_of(table)
-    if mapping is not None and mapping.tables[-1].history is table:
+    mapping, association = model_of(table), find_association(table)
+    owner = mapping or association
+    if owner is not None and owner.tables[-1].history is table:
         if not (isinstance(statement, Delete) and may_delete_history()):
             raise _read_only(table)
     elif is_suppressed() or of_unit_of_work:
@@ -108,14 +110,13 @@ def _check_text(session: Session, connection: Any, sql: str) -> None:
     changes_rows = _CHANGES_ROWS.search(sql) is not None
     if not changes_rows and "insert" not in sql.lower():
         return
-    for mapping in _models(session, connection):
-        for versioned in mapping.tables:
-            if not is_suppressed() and _names(sql, versioned.live.name, changes_rows):
-                raise UntrackedStatementError(
-                    f"This SQL text changes {versioned.live.name}, and what text changes cannot be captured. {_WAY_OUT}"
-                )
-            if not may_delete_history() and _names(sql, versioned.history.name, changes_rows):
-                raise _read_only(versioned.history)
+    for versioned in _versioned_tables(session, connection):
+        if not is_suppressed() and _names(sql, versioned.live.name, changes_rows):
+            raise UntrackedStatementError(
+                f"This SQL text changes {versioned.live.name}, and what text changes cannot be captured. {_WAY_OUT}"
+            )
+        if not may_delete_history() and _names(sql, versioned.history.name, changes_rows):
+            raise _read_only(versioned.history)
 
 
 def _names(sql: str, table: str, changes_rows: bool) -> bool:
@@ -125,18 +126,19 @@ def _names(sql: str, table: str, changes_rows: bool) -> bool:
     return re.search(_INSERTS.format(name), sql, re.IGNORECASE) is not None
 
 
-def _models(session: Session, connection: Any) -> Iterator[VersionedMapping]:
-    """Yield the versioned models that a session keeps in the database of a connection."""
+def _versioned_tables(session: Session, connection: Any) -> Iterator[VersionedTable]:
+    """Yield the versioned tables that a session keeps in the database of a connection."""
     for cls in _subclasses(ChangeInfoHooks):
-        mapping = find_mapping(cls)
-        if mapping is None:
-            continue
+        mapping, association = find_mapping(cls), find_association_of(cls)
         try:
-            bind = session.get_bind(mapping.mapper)
-        except SQLAlchemyError:  # another program part's model, which this session cannot reach
+            if mapping is not None and session.get_bind(mapping.mapper).engine is connection.engine:
+                yield from mapping.tables
+            elif association is not None:
+                bind = session.get_bind(clause=association.base.live)
+                if bind.engine is connection.engine:
+                    yield association.base
+        except SQLAlchemyError:  # another program part's, which this session cannot reach
             continue
-        if bind.engine is connection.engine:
-            yield mapping
 
 
 def _subclasses(cls: type) -> Iterable[type]:

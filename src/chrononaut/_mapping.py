@@ -104,6 +104,11 @@ class VersionedMapping:
         """The table that holds the version."""
         return self.tables[0]
 
+    @property
+    def hooks(self) -> type:
+        """The class whose hooks tell the change info."""
+        return self.mapper.class_
+
     @cached_property
     def noticed(self) -> frozenset[str]:
         """Names of the attributes whose changes make a version."""

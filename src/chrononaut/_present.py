@@ -23,9 +23,9 @@ def versions_in_session(session: Session, mapping: VersionedMapping) -> dict[Ins
     return {state: state.dict[VERSION] for state in _in_session(session, mapping)}
 
 
-def versions_that_end(session: Session, writer: Writer, rows: Rows) -> dict[Key, int]:
+def versions_that_end(session: Session, mapping: VersionedMapping, writer: Writer, rows: Rows) -> dict[Key, int]:
     """Return the versions of those rows that change whose objects are in the session, to be brought up to date."""
-    keys = [cast("Key", state.identity) for state in _in_session(session, rows.mapping)]
+    keys = [cast("Key", state.identity) for state in _in_session(session, mapping)]
     return versions_of(writer.connection, rows, keys_in(rows.base.key, keys, writer.dialect)) if keys else {}
 
 

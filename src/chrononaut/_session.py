@@ -17,7 +17,7 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from chrononaut._associations import forget_associations, listen_to_associations
+from chrononaut._association_writes import forget_associations, listen_to_associations
 from chrononaut._flush import begin_flush, change_info_of, end_flush, listen
 from chrononaut._history_record import HistoryRecord
 from chrononaut._mapping import mapping_of

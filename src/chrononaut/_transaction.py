@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -35,6 +35,8 @@ _CONFIG = "_chrononaut_config"
 _TRANSACTION = "_chrononaut_transaction"
 #: The key of what belongs to the past: the execution option of the statements that read it, for one.
 PAST = "chrononaut_past"
+#: The execution option of our own statements, which must not be captured in turn.
+OWN = {"chrononaut_own": True}
 _SETTING = "chrononaut.at"
 
 
@@ -177,6 +179,11 @@ class TransactionState:
             yield
         finally:
             self._passing -= 1
+
+
+def is_own(options: Mapping[str, Any]) -> bool:
+    """Tell by the execution options of a statement whether it is one of ours."""
+    return not OWN.keys().isdisjoint(options)
 
 
 def transaction_of(session: Session, config: SessionConfig) -> TransactionState:

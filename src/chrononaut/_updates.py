@@ -172,7 +172,7 @@ class Change(Sending):
             if self.writer.copy(rows, plan.operation, info) != count.changing:
                 raise Disagreement
             if ended is not None:
-                ended |= versions_that_end(self.session, self.writer, rows)
+                ended |= versions_that_end(self.session, plan.mapping, self.writer, rows)
             if plan.table.live_version is None and self.writer.raise_version(rows, info) != count.changing:
                 raise Disagreement
         if plan.operation == "delete":
