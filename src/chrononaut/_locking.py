@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Boolean, Column, ColumnElement, Select, false, select, update
+from sqlalchemy import Boolean, Column, ColumnElement, Select, select, update
 from sqlalchemy.orm import Mapped, Session, declared_attr
 from sqlalchemy.sql.visitors import iterate
 
@@ -40,7 +40,8 @@ class Lockable:
 
         @declared_attr
         def is_locked(cls):  # documented above
-            return LockColumn("is_locked", Boolean, nullable=False, default=False, server_default=false())
+            # "0" is what every database takes for false, and, unlike `false()`, what Alembic finds again on MariaDB.
+            return LockColumn("is_locked", Boolean, nullable=False, default=False, server_default="0")
 
     def lock(self, reason: str | None = None) -> None:
         """Lock the record with the next flush. What else is changed before that flush still goes through.
