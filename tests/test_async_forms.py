@@ -201,7 +201,7 @@ async def test_functions_of_a_session_take_an_asynchronous_one(opened: Any) -> N
     since = [change async for change in changes(opened, page_size=2, models=[Page])]
     assert [change.version for change in since] == [-1, 0, 1, 2, 3]
     assert (since[-1].rationale, since[-2].diff) == ("closed", {"title": ("2", "held")})
-    assert [change.version async for change in changes(opened, after=since[3])] == [3]
+    assert [change.version async for change in changes(opened, after=since[3], models=[Page])] == [3]
     assert [change async for change in changes(opened, models=[])] == []
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.types import TypeEngine
 
 from chrononaut._mapping import VersionedMapping, mapping_of, versioned_models
-from chrononaut._run_sync import async_session_in
+from chrononaut._run_sync import async_session_in, session_in
 from chrononaut._timeline import Change, open_reader, read_changes
 from chrononaut._types import as_utc
 from chrononaut.exceptions import ChrononautException
@@ -98,7 +98,7 @@ def changes(
     asynchronous = async_session_in(session)
     if asynchronous is not None:
         return feed.read_async(asynchronous, start)
-    return feed.read(session() if isinstance(session, scoped_session) else session, start)
+    return feed.read(session_in(session), start)
 
 
 def _mappings(models: Iterable[type[Any]] | None) -> list[VersionedMapping]:

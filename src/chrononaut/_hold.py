@@ -13,7 +13,7 @@ from sqlalchemy.orm.attributes import instance_state
 
 from chrononaut._capture import live_version
 from chrononaut._mapping import VersionedMapping, mapping_of
-from chrononaut._run_sync import async_session_in
+from chrononaut._run_sync import async_session_in, session_in
 from chrononaut._transaction import config_of, transaction_of
 from chrononaut.exceptions import ChrononautException, RecordHeldError, StaleVersionError
 
@@ -42,7 +42,7 @@ def hold(
 ) -> AbstractAsyncContextManager[Model]: ...
 
 
-def hold(session: Any, record: Model, *, nowait: bool = False, timeout: float | None = None) -> Any:
+def hold(session: Any, record: Any, *, nowait: bool = False, timeout: float | None = None) -> Any:
     """Keep everybody else from changing a record until the transaction ends, and bring it up to date.
 
     The record's row is read again by SELECT ... FOR UPDATE; changes that are pending are flushed first. The
@@ -67,7 +67,7 @@ def hold(session: Any, record: Model, *, nowait: bool = False, timeout: float | 
     asynchronous = async_session_in(session)
     if asynchronous is not None:
         return _hold_async(asynchronous, record, nowait, timeout)
-    return _hold(session() if isinstance(session, scoped_session) else session, record, nowait, timeout)
+    return _hold(session_in(session), record, nowait, timeout)
 
 
 @contextmanager

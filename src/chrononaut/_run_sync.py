@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from sqlalchemy.exc import MissingGreenlet, StatementError
-from sqlalchemy.orm import object_session
+from sqlalchemy.orm import Session, object_session, scoped_session
 
 from chrononaut.exceptions import ChrononautException, NotAwaitedError
 
@@ -73,5 +73,13 @@ def async_session_in(session: Any) -> AsyncSession | None:
         return None
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
-    opened = session() if isinstance(session, async_scoped_session) else session
+    opened: Any = session  # not narrowed: a checker forgets the type arguments then
+    if isinstance(session, async_scoped_session):
+        opened = opened()
     return opened if isinstance(opened, AsyncSession) else None
+
+
+def session_in(session: Any) -> Session:
+    """Return a session, opened if it is a scoped one."""
+    opened: Any = session
+    return cast("Session", opened() if isinstance(session, scoped_session) else opened)
