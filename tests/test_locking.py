@@ -230,6 +230,25 @@ def test_hold_of_a_held_record_says_so(
             second.commit()
 
 
+@pytest.mark.backends("mariadb")  # the others set the time for the transaction only
+def test_hold_that_was_refused_leaves_the_waiting_time_as_it_was(
+    session_factory: sessionmaker[Session], session: Session, booked: Any
+) -> None:
+    """What others have set for the connection is not lost, whether the record is held or not."""
+    invoice = type(booked)
+    record = session.get_one(invoice, 2)
+    waiting_time = sa.text("SELECT @@innodb_lock_wait_timeout")
+    with session_factory() as second:
+        second.execute(sa.text("SET SESSION innodb_lock_wait_timeout = 37"))
+        other = second.get_one(invoice, 2)
+        with hold(session, record), pytest.raises(RecordHeldError), hold(second, other, timeout=1):
+            pass
+        assert second.scalar(waiting_time) == 37
+        session.rollback()
+        with hold(second, other, timeout=1):
+            assert second.scalar(waiting_time) == 37
+
+
 # --- stale writes
 
 

@@ -241,9 +241,14 @@ def test_update_returning(session: Session, user: Model, people: list[Model]) ->
     assert sorted(tuple(row) for row in result) == [(1, "z"), (2, "z")]
     objects = session.scalars(sa.update(user).where(user.id < 3).values(name="y").returning(user)).all()
     assert {(o.id, o.name) for o in objects} == {(1, "y"), (2, "y")}
+    assert len(past(session, user)) == 4
+
+
+def test_delete_returning(session: Session, user: Model, people: list[Model]) -> None:
+    """What is returned are the rows that went, and each of them is in history."""
     deleted = session.scalars(sa.delete(user).where(user.id == 3).returning(user.id)).all()
     assert deleted == [3]
-    assert len(past(session, user)) == 5
+    assert past(session, user) == [(3, 0, "c", 0, "delete")]
 
 
 @pytest.mark.backends("sqlite-file", "sqlite-memory", "postgresql")  # MariaDB's UPDATE has no WITH

@@ -57,8 +57,8 @@ def hold(session: Any, record: Any, *, nowait: bool = False, timeout: float | No
     :param session: the session that the record is in. With an ``AsyncSession``, use ``async with``.
     :param record: a versioned record that is in the database.
     :param nowait: raise at once if somebody else holds it.
-    :param timeout: raise if somebody else still holds it after so many seconds; wait as long as the database
-        is set to if None.
+    :param timeout: raise if somebody else still holds it after so many seconds (on MariaDB, whole ones, and at least
+        one); wait as long as the database is set to if None.
     :return: a context manager, which gives the record.
     :raises RecordHeldError: if somebody else holds it. The transaction can go on.
     :raises StaleVersionError: if it was deleted.
@@ -99,10 +99,8 @@ def _take(session: Session, record: object, nowait: bool, timeout: float | None)
             _hold_sqlite(session, connection, mapping, key, 0 if nowait else timeout)
             session.refresh(record)
         else:
-            with connection.begin_nested():
-                _set_timeout(connection, timeout)
+            with connection.begin_nested(), _patience(connection, timeout):
                 session.refresh(record, with_for_update={"nowait": nowait})
-                _set_timeout(connection, timeout, to_default=True)
     except DBAPIError as error:
         if any(sign in f"{getattr(error.orig, 'sqlstate', '')} {error.orig}" for sign in _HELD):
             raise RecordHeldError(mapping.name, key) from error
@@ -111,16 +109,23 @@ def _take(session: Session, record: object, nowait: bool, timeout: float | None)
         raise StaleVersionError(mapping.name, key, cast("int | None", state.dict.get("version")), None) from error
 
 
-def _set_timeout(connection: Connection, timeout: float | None, to_default: bool = False) -> None:
+@contextmanager
+def _patience(connection: Connection, timeout: float | None) -> Generator[None]:
+    """Let statements wait for locks for so many seconds."""
     if timeout is None:
-        return
-    if connection.dialect.name == "postgresql":
+        yield
+    elif connection.dialect.name == "postgresql":
         # Inside a savepoint, which undoes it if the wait fails.
-        value = "DEFAULT" if to_default else f"'{max(1, round(timeout * 1000))}ms'"
-        connection.execute(text(f"SET LOCAL lock_timeout = {value}"))
+        connection.execute(text(f"SET LOCAL lock_timeout = '{max(1, round(timeout * 1000))}ms'"))
+        yield
+        connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
     else:
-        value = "DEFAULT" if to_default else str(max(1, round(timeout)))
-        connection.execute(text(f"SET SESSION innodb_lock_wait_timeout = {value}"))
+        before = connection.scalar(text("SELECT @@SESSION.innodb_lock_wait_timeout"))
+        connection.execute(text(f"SET SESSION innodb_lock_wait_timeout = {max(1, round(timeout))}"))
+        try:
+            yield
+        finally:
+            connection.execute(text(f"SET SESSION innodb_lock_wait_timeout = {before}"))
 
 
 def _hold_sqlite(
