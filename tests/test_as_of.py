@@ -416,7 +416,6 @@ def _schemas(engine: sa.Engine) -> Iterator[None]:
 
 
 # MariaDB's schemas are databases of their own, which the test has not got.
-# A schema of MariaDB is a database, which would outlive the test's own.
 @pytest.mark.backends("sqlite-file", "sqlite-memory", "postgresql")
 def test_same_named_tables_of_two_schemas(engine: sa.Engine, base: type[DeclarativeBase], clock: Clock) -> None:
     """Tables in schemas are read as they were, and stay apart; the application's own map of schemas is honoured."""
