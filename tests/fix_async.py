@@ -11,7 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from chrononaut import versioned_session
 
-DRIVERS = {"aiosqlite": "sqlite-file", "psycopg": "postgresql", "asyncpg": "postgresql", "asyncmy": "mariadb"}
+DRIVERS = {
+    "aiosqlite": "sqlite-file",
+    "psycopg": "postgresql",
+    "asyncpg": "postgresql",
+    "asyncmy": "mariadb",
+    "aiomysql": "mariadb",
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

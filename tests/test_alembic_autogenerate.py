@@ -14,8 +14,10 @@ from sqlalchemy.orm import Session
 from chrononaut import versioned_session
 from tests.fix_alembic import Project
 
-pytestmark = pytest.mark.backends("sqlite-file", "postgresql")
+# A migration environment has a connection of its own: a database in memory would be another one.
+pytestmark = pytest.mark.backends("sqlite-file", "postgresql", "mariadb")
 
+# Defaults are written as each database tells them, for Alembic compares their texts.
 PLAIN = """
 import enum
 from datetime import date, datetime
@@ -55,19 +57,19 @@ class User({mixin}Base):
     password: Mapped[str] = mapped_column(sa.Text)
     login_count: Mapped[int] = mapped_column(default=0, server_default="0")
     colour: Mapped[Optional[Colour]]
-    active: Mapped[bool] = mapped_column(server_default=sa.true())
-    score: Mapped[Decimal] = mapped_column(sa.Numeric(12, 4), server_default="0")
+    active: Mapped[bool] = mapped_column(server_default="1")
+    score: Mapped[Decimal] = mapped_column(sa.Numeric(12, 4), server_default="0.0000")
     weight: Mapped[Optional[float]]
     born: Mapped[Optional[date]]
-    seen: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now())
+    seen: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.current_timestamp())
     photo: Mapped[Optional[bytes]]
     settings: Mapped[Optional[dict[str, Any]]] = mapped_column(sa.JSON)
     initials: Mapped[Optional[str]] = mapped_column(sa.String(1), sa.Computed("substr(name, 1, 1)", persisted=True))
 
 class Membership({mixin}Base):
     __tablename__ = "membership_of_a_user_in_one_or_more_of_the_teams_there_are_now"
-    user_id: Mapped[int] = mapped_column(sa.ForeignKey("appuser.id"), primary_key=True)
-    team_id: Mapped[int] = mapped_column(sa.ForeignKey("team.id"), primary_key=True)
+    user_id: Mapped[int] = mapped_column(sa.ForeignKey("appuser.id", name="fk_user"), primary_key=True)
+    team_id: Mapped[int] = mapped_column(sa.ForeignKey("team.id", name="fk_team"), primary_key=True)
     since: Mapped[Optional[date]] = mapped_column(index=True)
 
 class Team({mixin}Base):
@@ -80,7 +82,7 @@ class Team({mixin}Base):
 class Club(Team):
     __tablename__ = "club"
     id: Mapped[int] = mapped_column(sa.ForeignKey("team.id"), primary_key=True)
-    hall: Mapped[Optional[str]]
+    hall: Mapped[Optional[str]] = mapped_column(sa.String(30))
     __mapper_args__ = {{"polymorphic_identity": "club"}}
 
 class Band(Team):
@@ -92,6 +94,7 @@ WITH = PLAIN.format(imports="from chrononaut import Versioned", mixin="Versioned
 WITH_CHANGES = PLAIN.format(
     imports="from chrononaut import RecordChanges, Versioned", mixin="RecordChanges, Versioned, "
 )
+WITH_LOCKS = PLAIN.format(imports="from chrononaut import Lockable, Versioned", mixin="Lockable, Versioned, ")
 
 
 def _fill(models: Any, session: Session) -> None:
@@ -118,7 +121,7 @@ def _fill(models: Any, session: Session) -> None:
     session.commit()
 
 
-@pytest.mark.parametrize("target", [WITH, WITH_CHANGES], ids=["Versioned", "RecordChanges"])
+@pytest.mark.parametrize("target", [WITH, WITH_CHANGES, WITH_LOCKS], ids=["Versioned", "RecordChanges", "Lockable"])
 def test_the_mixin_on_tables_full_of_rows_needs_one_generated_migration(project: Project, target: str) -> None:
     """Autogenerate adds what is missing, rows stay, history works, and a second autogenerate finds nothing."""
     models = project.models(WITHOUT)
@@ -217,7 +220,7 @@ class There(Versioned, Base):
 """
 
 
-@pytest.mark.backends("postgresql")  # SQLite has no schemas of its own
+@pytest.mark.backends("postgresql")  # SQLite has no schemas of its own, and MariaDB's are databases
 def test_tables_of_one_name_in_two_schemas_leave_nothing_to_a_second_autogenerate(project: Project) -> None:
     """Each history table stands in its live table's schema."""
     with project.engine.begin() as connection:
@@ -229,7 +232,6 @@ def test_tables_of_one_name_in_two_schemas_leave_nothing_to_a_second_autogenerat
     assert sa.inspect(project.engine).has_table("thing_history", schema="other")
 
 
-@pytest.mark.backends("sqlite-file", "postgresql")
 def test_options_that_come_later_are_generated_too(project: Project) -> None:
     """Hiding, not tracking, and leaving out an index each drop from history what the option says."""
     models = project.models(CONVENTION)

@@ -1,17 +1,23 @@
 """Columns and tables change later, and the history that is already there stays readable."""
 
+import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from sqlalchemy.orm import Session
 
-from chrononaut import versioned_session
+from chrononaut import ChrononautException, versioned_session
+from chrononaut.alembic import alter_column_type, rename_column, rename_table, upgrade_history_tables
 from chrononaut.check import check_schema
 from chrononaut.verify import verify_history
 from tests.fix_alembic import Project
 
-pytestmark = pytest.mark.backends("sqlite-file", "postgresql")
+# A migration environment has a connection of its own: a database in memory would be another one.
+pytestmark = pytest.mark.backends("sqlite-file", "postgresql", "mariadb")
 
 MODELS = """
 import enum
@@ -43,7 +49,7 @@ def items(project: Project) -> Project:
     models = project.models(MODELS)
     project.migrate()
     with versioned_session(Session(project.engine)) as session:
-        item = models.Item(id=1, name="first", price=1, note="a note")
+        item = models.Item(name="first", price=1, note="a note")
         session.add(item)
         session.commit()
         for number in (2, 3):
@@ -122,6 +128,62 @@ def test_a_renamed_column_keeps_its_values_in_older_states(items: Project) -> No
     assert items.differences() == []
 
 
+PAINTED = (
+    MODELS
+    + """\
+    colour: Mapped[str] = mapped_column(sa.String(9), server_default="a: b", comment="The paint")
+    data: Mapped[Optional[dict]] = mapped_column(sa.JSON)
+"""
+)
+
+
+def test_a_column_that_is_renamed_or_retyped_is_otherwise_what_it_was(items: Project) -> None:
+    """Neither NOT NULL nor the default, the comment, or what checks its values is lost, there and back."""
+    items.models(PAINTED)
+    items.migrate()
+    items.models(PAINTED.replace("colour", "paint").replace("String(9)", "String(99)").replace("data", "facts"))
+    items.write_revision(
+        """
+        rename_column(op, "item", "data", "facts")
+        rename_column(op, "item", "colour", "paint")
+        alter_column_type(op, "item", "paint", sa.String(99))
+        alter_column_type(op, "item", "id", sa.BigInteger())
+        alter_column_type(op, "item", "id", sa.Integer())
+        """,
+        """
+        alter_column_type(op, "item", "paint", sa.String(9))
+        rename_column(op, "item", "paint", "colour")
+        rename_column(op, "item", "facts", "data")
+        """,
+        HELPERS,
+    )
+    items.upgrade()
+    assert items.differences() == []
+    models = items.reload()
+    with versioned_session(Session(items.engine)) as session:
+        session.add(models.Item(name="keyless"))
+        session.flush()
+        assert session.scalars(sa.select(models.Item.paint)).all() == ["a: b"] * 2
+        session.rollback()
+    versions = _change_again(items, paint="red", facts={"a": 1})
+    assert [row.paint for row in versions] == [None, None, "a: b"]
+    items.downgrade()
+    items.models(PAINTED)
+    assert items.differences() == []
+
+
+@pytest.mark.backends("mariadb")  # the others alter nothing but the type
+def test_a_computed_column_is_not_retyped_to_an_ordinary_one(items: Project) -> None:
+    """MariaDB would forget how it is computed, so the operation says what to do instead."""
+    with items.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE item ADD double_price INTEGER GENERATED ALWAYS AS (2 * price) STORED")
+        op = Operations(MigrationContext.configure(connection))
+        with pytest.raises(ChrononautException, match="double_price is computed"):
+            alter_column_type(op, "item", "double_price", sa.BigInteger())
+        with pytest.raises(ChrononautException, match="item has no column 'half_price'"):
+            alter_column_type(op, "item", "half_price", sa.BigInteger())
+
+
 def test_a_generated_drop_takes_the_column_from_history_too(items: Project) -> None:
     """Autogenerate follows the models."""
     items.models(MODELS.replace("    note: Mapped[Optional[str]]\n", ""))
@@ -194,13 +256,14 @@ def test_a_change_of_type_with_a_conversion_is_one_operation(items: Project) -> 
 
 def test_check_finds_a_type_that_only_the_table_got(items: Project) -> None:
     """History would refuse what the live table takes."""
-    if items.engine.dialect.name == "sqlite":
-        with items.engine.begin() as connection:
-            connection.exec_driver_sql("ALTER TABLE item DROP COLUMN name")
-            connection.exec_driver_sql("ALTER TABLE item ADD COLUMN name VARCHAR(200)")
-    else:
-        with items.engine.begin() as connection:
-            connection.exec_driver_sql("ALTER TABLE item ALTER COLUMN name TYPE VARCHAR(200)")
+    statements = {
+        "sqlite": ["ALTER TABLE item DROP COLUMN name", "ALTER TABLE item ADD COLUMN name VARCHAR(200)"],
+        "postgresql": ["ALTER TABLE item ALTER COLUMN name TYPE VARCHAR(200)"],
+        "mariadb": ["ALTER TABLE item MODIFY COLUMN name VARCHAR(200) NOT NULL"],
+    }
+    with items.engine.begin() as connection:
+        for statement in statements[items.engine.dialect.name]:
+            connection.exec_driver_sql(statement)
     with items.engine.connect() as connection:
         [found] = check_schema(connection, items.reload().Base.metadata)
     assert found.what == "`name` is VARCHAR(20) there but VARCHAR(200) in item."
@@ -220,3 +283,40 @@ def test_a_table_is_renamed_with_its_history(items: Project) -> None:
     items.downgrade()
     items.models(indexed)
     assert items.differences() == []
+
+
+# --- without a database
+
+
+def _offline(dialect: str) -> tuple[Operations, io.StringIO]:
+    written = io.StringIO()
+    return Operations(
+        MigrationContext.configure(dialect_name=dialect, opts={"as_sql": True, "output_buffer": written})
+    ), written
+
+
+@pytest.mark.parametrize("dialect", ["postgresql", "mariadb"])
+def test_a_rename_is_written_as_sql_in_offline_mode(dialect: str) -> None:
+    """It needs to know nothing more than the names."""
+    op, written = _offline(dialect)
+    rename_column(op, "item", "note", "order", schema="shop")
+    quoted = '"order"' if dialect == "postgresql" else "`order`"
+    statements = [" ".join(each.split()) for each in written.getvalue().split(";")]
+    assert [each.replace(" RENAME COLUMN", " RENAME") for each in statements if each] == [
+        f"ALTER TABLE shop.item RENAME note TO {quoted}",
+        f"ALTER TABLE shop.item_history RENAME note TO {quoted}",
+    ]
+
+
+def test_what_has_to_be_looked_up_is_refused_in_offline_mode() -> None:
+    """Rather than written half, as a column that lost its NOT NULL or a table whose indexes keep the old name."""
+    op, written = _offline("mariadb")
+    calls: list[Callable[[], None]] = [
+        lambda: alter_column_type(op, "item", "name", sa.Text()),
+        lambda: rename_table(op, "item", "article"),
+        lambda: upgrade_history_tables(op, sa.MetaData()),
+    ]
+    for call in calls:
+        with pytest.raises(ChrononautException, match="--sql"):
+            call()
+    assert written.getvalue() == ""

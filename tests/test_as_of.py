@@ -490,13 +490,14 @@ def test_native_enums_and_arrays_keep_their_types(
         assert (found.color, found.colors) == (Color.RED, colors)
 
 
-@pytest.mark.backends("sqlite-file", "postgresql")
+# A database in memory is not there for a second engine.
+@pytest.mark.backends("sqlite-file", "postgresql", "mariadb")
 def test_async_sessions_and_engines(models: Models, engine: sa.Engine, session: Session, then: datetime) -> None:
     """``async with`` gives an AsyncSession that reads the past, on a session, a connection or an engine."""
     import asyncio
 
     session.close()
-    drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
+    drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "mariadb": "mariadb+asyncmy"}
     url = engine.url.set(drivername=drivers[engine.dialect.name])
 
     async def look() -> list[str]:

@@ -14,7 +14,8 @@ from chrononaut.unsafe import suppress_versioning
 from tests.fix_alembic import Project
 from tests.test_alembic_changes import MODELS
 
-pytestmark = pytest.mark.backends("sqlite-file", "postgresql")
+# Most commands open the database by its URL, which one in memory has not.
+pytestmark = pytest.mark.backends("sqlite-file", "postgresql", "mariadb")
 
 
 @pytest.fixture

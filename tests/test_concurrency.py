@@ -73,7 +73,7 @@ def check_histories(session: Session, model: Model) -> dict[int, list[int]]:
     return {key: [row.balance for row in rows if row.operation != "insert"] for key, rows in states.items()}
 
 
-@pytest.mark.backends("sqlite-file", "postgresql")  # in memory each thread has a database of its own
+@pytest.mark.backends("sqlite-file", "postgresql", "mariadb")  # in memory each thread has a database of its own
 def test_increments_with_retry_are_all_there(factory: Factory, account: Model) -> None:
     """8 writers add 50 times to one record, and try again when they were late."""
 
@@ -95,7 +95,7 @@ def test_increments_with_retry_are_all_there(factory: Factory, account: Model) -
         assert check_histories(session, account)[1] == list(range(400))
 
 
-@pytest.mark.backends("postgresql")  # SQLite has one writer at a time
+@pytest.mark.backends("postgresql", "mariadb")  # SQLite has one writer at a time
 def test_overlapping_sets_do_not_deadlock(factory: Factory, account: Model) -> None:
     """8 writers flush and execute statements over overlapping records, in any order."""
 
@@ -125,7 +125,7 @@ def test_overlapping_sets_do_not_deadlock(factory: Factory, account: Model) -> N
             assert record.version == record.balance
 
 
-@pytest.mark.backends("postgresql")
+@pytest.mark.backends("postgresql", "mariadb")
 def test_flushes_that_change_and_delete_do_not_deadlock(factory: Factory, account: Model) -> None:
     """One changes what the other deletes, and the other way round."""
 

@@ -36,7 +36,8 @@ with app.app_context():
 
 
 # A database in memory is not shared by processes.
-@pytest.mark.backends("sqlite-file", "postgresql")
+# Each command is a program of its own: a database in memory would be another one.
+@pytest.mark.backends("sqlite-file", "postgresql", "mariadb")
 def test_steps_of_the_page_bring_history_to_an_application_with_data(engine: sa.Engine, tmp_path: Path) -> None:
     """The page's commands migrate a database with rows, once and for all, and the rows have history from then on."""
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-pytestmark = pytest.mark.backends("sqlite-file", "postgresql")
+# Each command is a program of its own: a database in memory would be another one.
+pytestmark = pytest.mark.backends("sqlite-file", "postgresql", "mariadb")
 
 APPLICATION = """
 from flask import Flask

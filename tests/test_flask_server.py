@@ -56,7 +56,8 @@ class Browser:
 
 
 # In memory there is one connection for all threads, so their transactions would not be their own.
-@pytest.mark.backends("sqlite-file", "postgresql")
+# In memory there is one connection for each thread, and so a database.
+@pytest.mark.backends("sqlite-file", "postgresql", "mariadb")
 def test_no_change_is_ever_attributed_to_another_request(site: Site) -> None:
     """Users edit own notes and a shared one, all at once; each change has its own user, address and reason."""
     site.app.wsgi_app = ProxyFix(site.app.wsgi_app, x_for=1)  # type: ignore[method-assign]

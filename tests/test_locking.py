@@ -175,7 +175,7 @@ def test_lock_where(session: Session, booked: Any, how: str) -> None:
         lock_where(session, sa.literal(1) == 1)
 
 
-@pytest.mark.backends("postgresql")  # SQLite refuses the second writer by itself
+@pytest.mark.backends("postgresql", "mariadb")  # SQLite refuses the second writer by itself
 def test_another_session_cannot_change_what_was_locked_meanwhile(
     session_factory: sessionmaker[Session], session: Session, booked: Any
 ) -> None:
@@ -209,7 +209,7 @@ def test_hold_brings_the_record_up_to_date(session: Session, booked: Any) -> Non
         pass
 
 
-@pytest.mark.backends("sqlite-file", "postgresql")  # in memory all sessions of a thread share one connection
+@pytest.mark.backends("sqlite-file", "postgresql", "mariadb")  # in memory all sessions of a thread share one connection
 @pytest.mark.parametrize("patience", [{"nowait": True}, {"timeout": 0.1}])
 def test_hold_of_a_held_record_says_so(
     session_factory: sessionmaker[Session], session: Session, booked: Any, patience: dict[str, Any]
@@ -230,10 +230,30 @@ def test_hold_of_a_held_record_says_so(
             second.commit()
 
 
+@pytest.mark.backends("mariadb")  # the others set the time for the transaction only
+def test_hold_that_was_refused_leaves_the_waiting_time_as_it_was(
+    session_factory: sessionmaker[Session], session: Session, booked: Any
+) -> None:
+    """What others have set for the connection is not lost, whether the record is held or not."""
+    invoice = type(booked)
+    record = session.get_one(invoice, 2)
+    waiting_time = sa.text("SELECT @@innodb_lock_wait_timeout")
+    with session_factory() as second:
+        second.execute(sa.text("SET SESSION innodb_lock_wait_timeout = 37"))
+        other = second.get_one(invoice, 2)
+        with hold(session, record), pytest.raises(RecordHeldError), hold(second, other, timeout=1):
+            pass
+        assert second.scalar(waiting_time) == 37
+        session.rollback()
+        with hold(second, other, timeout=1):
+            assert second.scalar(waiting_time) == 37
+
+
 # --- stale writes
 
 
-@pytest.mark.backends("postgresql")  # SQLite lets no two transactions read and then both write
+# SQLite lets no two transactions read and then both write; for MariaDB see test_snapshot_isolation_is_passed_on.
+@pytest.mark.backends("postgresql")
 def test_serialization_failures_pass_through(engine: sa.Engine, invoice: Model) -> None:
     """Above READ COMMITTED the database's own error comes, and nothing is written."""
     from chrononaut import versioned_session
@@ -257,7 +277,7 @@ def test_serialization_failures_pass_through(engine: sa.Engine, invoice: Model) 
             first.execute(sa.update(invoice).values(total=4))
 
 
-@pytest.mark.backends("postgresql")  # SQLite refuses the second writer by itself
+@pytest.mark.backends("postgresql", "mariadb")  # SQLite refuses the second writer by itself
 def test_stale_error_says_what_the_other_changed(session_factory: sessionmaker[Session], invoice: Model) -> None:
     """As a diff without hidden values; untracked changes never conflict; the deleted is found None."""
     with session_factory.begin() as session:

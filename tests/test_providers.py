@@ -12,7 +12,7 @@ from chrononaut import ChrononautException, Versioned, rationale, versioned_sess
 
 
 # In memory there is one connection for all threads.
-@pytest.mark.backends("sqlite-file", "postgresql")
+@pytest.mark.backends("sqlite-file", "postgresql", "mariadb")
 def test_providers_of_two_threads_run_at_the_same_time(engine: sa.Engine, base: type[DeclarativeBase]) -> None:
     """A provider that takes its time, to ask the database for the user say, does not hold up other threads' flushes."""
 

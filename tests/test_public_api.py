@@ -108,7 +108,7 @@ ERRORS: list[tuple[str, tuple[Any, ...]]] = [
     ("ChangeInfoError", ("m",)),
     ("MissingExtraError", ("The Flask adapter", "flask")),
     ("NaiveDatetimeError", ("at",)),
-    ("NotAwaitedError", ("versions",)),
+    ("NotAwaitedError", ("versions", "await record.awaitable_history.versions(...)")),
     ("HiddenAttributeError", ("User", "password")),
     ("UntrackedAttributeError", ("User", "hits")),
 ]

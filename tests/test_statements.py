@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -241,9 +241,14 @@ def test_update_returning(session: Session, user: Model, people: list[Model]) ->
     assert sorted(tuple(row) for row in result) == [(1, "z"), (2, "z")]
     objects = session.scalars(sa.update(user).where(user.id < 3).values(name="y").returning(user)).all()
     assert {(o.id, o.name) for o in objects} == {(1, "y"), (2, "y")}
+    assert len(past(session, user)) == 4
+
+
+def test_delete_returning(session: Session, user: Model, people: list[Model]) -> None:
+    """What is returned are the rows that went, and each of them is in history."""
     deleted = session.scalars(sa.delete(user).where(user.id == 3).returning(user.id)).all()
     assert deleted == [3]
-    assert len(past(session, user)) == 5
+    assert past(session, user) == [(3, 0, "c", 0, "delete")]
 
 
 @pytest.mark.backends("sqlite-file", "sqlite-memory", "postgresql")  # MariaDB's UPDATE has no WITH
@@ -436,7 +441,7 @@ def test_results_of_inserts(session: Session, user: Model, people: list[Model]) 
     session.commit()
 
 
-@pytest.mark.backends("sqlite-file", "postgresql")
+@pytest.mark.backends("sqlite-file", "postgresql")  # MariaDB has its own, below
 def test_upserts(session: Session, user: Model, people: list[Model], backend: str) -> None:
     """Rows that an INSERT skips have no birth; one that updates what is there is refused."""
     insert = postgresql.insert if backend == "postgresql" else sqlite.insert
@@ -445,6 +450,17 @@ def test_upserts(session: Session, user: Model, people: list[Model], backend: st
     assert births(session, user) == [(1, -1), (2, -1), (3, -1), (8, -1)]
     with pytest.raises(UntrackedStatementError, match="updates what is there"):
         session.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"name": "z"}))
+
+
+@pytest.mark.backends("mariadb")
+def test_upserts_of_mariadb_are_refused(session: Session, user: Model, people: list[Model]) -> None:
+    """Neither ON DUPLICATE KEY UPDATE nor INSERT IGNORE says which rows are new."""
+    statement = mysql.insert(user).values(id=1, name="x")
+    with pytest.raises(UntrackedStatementError, match="updates what is there"):
+        session.execute(statement.on_duplicate_key_update(name="z"))
+    with pytest.raises(UntrackedStatementError, match="IGNORE"):
+        session.execute(statement.prefix_with("IGNORE"))
+    assert births(session, user) == [(1, -1), (2, -1), (3, -1)]
 
 
 @pytest.mark.backends("sqlite-file")

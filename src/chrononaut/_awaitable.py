@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from functools import wraps
-from typing import Any, Generic, ParamSpec, TypeVar
-
-from sqlalchemy.exc import MissingGreenlet, StatementError
+from typing import Any, Generic, TypeVar, cast
 
 from chrononaut._diff import diff_states
 from chrononaut._history_record import HistoryRecord
+from chrononaut._locking import Lockable
 from chrononaut._reader import (
     read_has_changed_since,
     read_previous_version,
@@ -20,11 +18,11 @@ from chrononaut._reader import (
 )
 from chrononaut._restore import revert
 from chrononaut._run_sync import run_sync
-from chrononaut.exceptions import NotAwaitedError
+from chrononaut._timeline import Change, read_timeline
+from chrononaut.exceptions import ChrononautException
 
 Model = TypeVar("Model")
 Answer = TypeVar("Answer")
-Parameters = ParamSpec("Parameters")
 
 
 class AwaitableHistory(Generic[Model]):
@@ -73,20 +71,30 @@ class AwaitableHistory(Generic[Model]):
         """Put the tracked values back to those of a state: see :meth:`chrononaut.Versioned.revert_to`."""
         await self._run(lambda: revert(self._record, state))
 
+    async def timeline(self) -> list[Change[Model]]:
+        """Return the record's changes, oldest first: see :meth:`chrononaut.Versioned.timeline`."""
+        return await self._run(lambda: list(read_timeline(self._record)))
+
+    async def lock(self, reason: str | None = None) -> None:
+        """Lock the record with the next flush: see :meth:`chrononaut.Lockable.lock`.
+
+        :raises ChrononautException: if the model is not ``Lockable``.
+        """
+        record = self._lockable()
+        await self._run(lambda: record.lock(reason))
+
+    async def unlock(self, reason: str | None = None) -> None:
+        """Unlock the record with the next flush: see :meth:`chrononaut.Lockable.unlock`.
+
+        :raises ChrononautException: if the model is not ``Lockable``.
+        """
+        record = self._lockable()
+        await self._run(lambda: record.unlock(reason))
+
+    def _lockable(self) -> Lockable:
+        if not isinstance(self._record, Lockable):
+            raise ChrononautException(f"{type(self._record).__name__} is not Lockable: give it the mixin.")
+        return cast("Lockable", self._record)
+
     async def _run(self, read: Callable[[], Answer]) -> Answer:
         return await run_sync(self._record, read)
-
-
-def to_be_awaited(method: Callable[Parameters, Answer]) -> Callable[Parameters, Answer]:
-    """Make a method that reads say how to await it, where it must be."""
-
-    @wraps(method)
-    def call(*args: Parameters.args, **kw: Parameters.kwargs) -> Answer:
-        try:
-            return method(*args, **kw)
-        except (MissingGreenlet, StatementError) as error:
-            if isinstance(error, MissingGreenlet) or isinstance(error.orig, MissingGreenlet):
-                raise NotAwaitedError(method.__name__) from error
-            raise
-
-    return call

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from sqlalchemy import ColumnElement, Integer, Select, and_, literal, null, or_, select, union_all
 from sqlalchemy import cast as sql_cast
@@ -14,16 +14,48 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.types import TypeEngine
 
 from chrononaut._mapping import VersionedMapping, mapping_of, versioned_models
+from chrononaut._run_sync import async_session_in, session_in
 from chrononaut._timeline import Change, open_reader, read_changes
 from chrononaut._types import as_utc
 from chrononaut.exceptions import ChrononautException
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
 Cursor = tuple[datetime, str, tuple[Any, ...], int]
 _Slot = tuple[str, int]
 
 
+@overload
 def changes(
     session: Session | scoped_session[Any],
+    since: datetime | None = ...,
+    until: datetime | None = ...,
+    models: Iterable[type[Any]] | None = ...,
+    user_id: str | None = ...,
+    *,
+    after: Change[Any] | Cursor | None = ...,
+    newest_first: bool = ...,
+    page_size: int = ...,
+) -> Iterator[Change[Any]]: ...
+
+
+@overload
+def changes(
+    session: AsyncSession | async_scoped_session[Any],
+    since: datetime | None = ...,
+    until: datetime | None = ...,
+    models: Iterable[type[Any]] | None = ...,
+    user_id: str | None = ...,
+    *,
+    after: Change[Any] | Cursor | None = ...,
+    newest_first: bool = ...,
+    page_size: int = ...,
+) -> AsyncIterator[Change[Any]]: ...
+
+
+def changes(
+    session: Any,
     since: datetime | None = None,
     until: datetime | None = None,
     models: Iterable[type[Any]] | None = None,
@@ -32,7 +64,7 @@ def changes(
     after: Change[Any] | Cursor | None = None,
     newest_first: bool = False,
     page_size: int = 500,
-) -> Iterator[Change[Any]]:
+) -> Any:
     """Yield what changed, over all versioned models, ordered by time, model, key and version.
 
     Changes are read page by page, while they are iterated over, each page by one statement over all history tables
@@ -41,10 +73,9 @@ def changes(
         for change in changes(session, since=midnight, user_id="ann@example.org"):
             print(change.changed, change.model.__name__, change.key, change.operation, change.diff)
 
-    What the session has flushed is seen, what is pending is not. With an ``AsyncSession``, use
-    ``await session.run_sync(lambda session: list(changes(session, ...)))``.
+    What the session has flushed is seen, what is pending is not.
 
-    :param session: a session, or one of the past.
+    :param session: a session, or one of the past. With an ``AsyncSession``, use ``async for``.
     :param since: only changes at or after this instant (inclusive; aware).
     :param until: only changes before this instant (exclusive; aware).
     :param models: only changes of these classes and their subclasses; a declarative base stands for all its models. All
@@ -57,7 +88,6 @@ def changes(
     :raises NaiveDatetimeError: if an instant has no zone.
     :raises ChrononautException: if a class is not versioned, or ``after`` is of none of the models.
     """
-    opened: Session = session() if isinstance(session, scoped_session) else session
     if page_size < 1:
         raise ChrononautException(f"changes(page_size=...) is at least 1, not {page_size}.")
     mappings = _mappings(models)
@@ -65,7 +95,10 @@ def changes(
     feed = _Feed(mappings, bounds, user_id, newest_first, page_size)
     cursor = after.cursor if isinstance(after, Change) else after
     start = None if cursor is None else feed.place_of(cursor)
-    return feed.read(opened, start) if mappings else iter(())
+    asynchronous = async_session_in(session)
+    if asynchronous is not None:
+        return feed.read_async(asynchronous, start)
+    return feed.read(session_in(session), start)
 
 
 def _mappings(models: Iterable[type[Any]] | None) -> list[VersionedMapping]:
@@ -107,15 +140,26 @@ class _Feed:
         raise ChrononautException(f"changes(after=...) is of {name}, which is none of the models ({names}).")
 
     def read(self, session: Session, start: _Place | None) -> Iterator[Change[Any]]:
-        while True:
-            with open_reader(session, self.mappings[0]) as reader:
-                places = [self._place(row) for row in reader.execute(self._page(start))]
-                found = dict(self._load(reader, places))
-            # One that is gone meanwhile was erased.
-            yield from (found[place] for place in places if place in found)
-            if len(places) < self.page_size:
-                return
-            start = places[-1]
+        more = bool(self.mappings)
+        while more:
+            page, start, more = self._read_page(session, start)
+            yield from page
+
+    async def read_async(self, session: AsyncSession, start: _Place | None) -> AsyncIterator[Change[Any]]:
+        more = bool(self.mappings)
+        while more:
+            page, start, more = await session.run_sync(self._read_page, start)
+            for change in page:
+                yield change
+
+    def _read_page(self, session: Session, start: _Place | None) -> tuple[list[Change[Any]], _Place | None, bool]:
+        """Return a page, where it ended, and whether there may be another."""
+        with open_reader(session, self.mappings[0]) as reader:
+            places = [self._place(row) for row in reader.execute(self._page(start))]
+            found = dict(self._load(reader, places))
+        # One that is gone meanwhile was erased.
+        page = [found[place] for place in places if place in found]
+        return page, places[-1] if places else start, len(places) == self.page_size
 
     def _load(self, reader: Session, places: Iterable[_Place]) -> Iterator[tuple[_Place, Change[Any]]]:
         wanted: dict[int, list[_Place]] = defaultdict(list)

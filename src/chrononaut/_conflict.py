@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Connection, Enum, and_, select, type_coerce
 
 from chrononaut._capture import Key
+from chrononaut._dialect import may_read_the_past
 from chrononaut._history_table import VERSION
 from chrononaut._mapping import VersionedMapping, VersionedTable, mapped_columns
 from chrononaut._types import LenientEnum
@@ -50,4 +51,7 @@ def _row(
         type_coerce(column, LenientEnum(live.type)) if isinstance(live.type, Enum) and column is not live else column
         for column, (live, _) in zip(columns, copied, strict=True)
     ]
-    return connection.execute(select(*read).where(condition)).first()
+    query = select(*read).where(condition)
+    if may_read_the_past(connection):
+        query = query.with_for_update(read=True)  # which reads what is committed now
+    return connection.execute(query).first()

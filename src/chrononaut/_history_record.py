@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, cas
 
 from sqlalchemy import inspect
 
-from chrononaut._run_sync import run_sync
+from chrononaut._run_sync import run_sync, to_be_awaited
 from chrononaut.exceptions import HiddenAttributeError, UntrackedAttributeError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class HistoryRecord(Generic[Model], metaclass=_HistoryMeta):
         """What the row does, for programs that await: ``await row.awaitable_history.restore()``."""
         return AwaitableRow(self)
 
+    @to_be_awaited("await row.awaitable_history.{}(...)")
     def restore(self, **values: Any) -> Model:
         """Bring a deleted record back under its key, in this state, and add it to this row's session.
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import TypeVar, cast
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from sqlalchemy import Connection, text, update
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
-from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.orm import InstanceState, Session, scoped_session
 from sqlalchemy.orm.attributes import instance_state
 
 from chrononaut._capture import live_version
 from chrononaut._mapping import VersionedMapping, mapping_of
+from chrononaut._run_sync import async_session_in, session_in
 from chrononaut._transaction import config_of, transaction_of
 from chrononaut.exceptions import ChrononautException, RecordHeldError, StaleVersionError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
 Model = TypeVar("Model")
 
@@ -22,8 +26,23 @@ Model = TypeVar("Model")
 _HELD = ("55P03", "1205", "3572", "database is locked", "database table is locked")
 
 
-@contextmanager
-def hold(session: Session, record: Model, *, nowait: bool = False, timeout: float | None = None) -> Generator[Model]:
+@overload
+def hold(
+    session: Session | scoped_session[Any], record: Model, *, nowait: bool = False, timeout: float | None = None
+) -> AbstractContextManager[Model]: ...
+
+
+@overload
+def hold(
+    session: AsyncSession | async_scoped_session[Any],
+    record: Model,
+    *,
+    nowait: bool = False,
+    timeout: float | None = None,
+) -> AbstractAsyncContextManager[Model]: ...
+
+
+def hold(session: Any, record: Any, *, nowait: bool = False, timeout: float | None = None) -> Any:
     """Keep everybody else from changing a record until the transaction ends, and bring it up to date.
 
     The record's row is read again by SELECT ... FOR UPDATE; changes that are pending are flushed first. The
@@ -35,17 +54,39 @@ def hold(session: Session, record: Model, *, nowait: bool = False, timeout: floa
 
     SQLite has no row locks: there, the whole database is held, as by any write.
 
-    :param session: the session that the record is in.
+    :param session: the session that the record is in. With an ``AsyncSession``, use ``async with``.
     :param record: a versioned record that is in the database.
     :param nowait: raise at once if somebody else holds it.
-    :param timeout: raise if somebody else still holds it after so many seconds; wait as long as the database
-        is set to if None.
+    :param timeout: raise if somebody else still holds it after so many seconds (on MariaDB, whole ones, and at least
+        one); wait as long as the database is set to if None.
+    :return: a context manager, which gives the record.
     :raises RecordHeldError: if somebody else holds it. The transaction can go on.
     :raises StaleVersionError: if it was deleted.
     :raises ChrononautException: if it is not in this session, or both ``nowait`` and ``timeout`` are given.
     """
+    asynchronous = async_session_in(session)
+    if asynchronous is not None:
+        return _hold_async(asynchronous, record, nowait, timeout)
+    return _hold(session_in(session), record, nowait, timeout)
+
+
+@contextmanager
+def _hold(session: Session, record: Model, nowait: bool, timeout: float | None) -> Generator[Model]:
+    _take(session, record, nowait, timeout)
+    yield record
+
+
+@asynccontextmanager
+async def _hold_async(
+    session: AsyncSession, record: Model, nowait: bool, timeout: float | None
+) -> AsyncGenerator[Model]:
+    await session.run_sync(_take, record, nowait, timeout)
+    yield record
+
+
+def _take(session: Session, record: object, nowait: bool, timeout: float | None) -> None:
     mapping = mapping_of(type(record))
-    state: InstanceState[Model] = instance_state(record)
+    state: InstanceState[object] = instance_state(record)
     if nowait and timeout is not None:
         raise ChrononautException("hold() takes nowait or timeout, not both.")
     if state.session is not session or not state.has_identity:
@@ -58,29 +99,33 @@ def hold(session: Session, record: Model, *, nowait: bool = False, timeout: floa
             _hold_sqlite(session, connection, mapping, key, 0 if nowait else timeout)
             session.refresh(record)
         else:
-            with connection.begin_nested():
-                _set_timeout(connection, timeout)
+            with connection.begin_nested(), _patience(connection, timeout):
                 session.refresh(record, with_for_update={"nowait": nowait})
-                _set_timeout(connection, timeout, to_default=True)
     except DBAPIError as error:
         if any(sign in f"{getattr(error.orig, 'sqlstate', '')} {error.orig}" for sign in _HELD):
             raise RecordHeldError(mapping.name, key) from error
         raise
     except InvalidRequestError as error:
         raise StaleVersionError(mapping.name, key, cast("int | None", state.dict.get("version")), None) from error
-    yield record
 
 
-def _set_timeout(connection: Connection, timeout: float | None, to_default: bool = False) -> None:
+@contextmanager
+def _patience(connection: Connection, timeout: float | None) -> Generator[None]:
+    """Let statements wait for locks for so many seconds."""
     if timeout is None:
-        return
-    if connection.dialect.name == "postgresql":
+        yield
+    elif connection.dialect.name == "postgresql":
         # Inside a savepoint, which undoes it if the wait fails.
-        value = "DEFAULT" if to_default else f"'{max(1, round(timeout * 1000))}ms'"
-        connection.execute(text(f"SET LOCAL lock_timeout = {value}"))
+        connection.execute(text(f"SET LOCAL lock_timeout = '{max(1, round(timeout * 1000))}ms'"))
+        yield
+        connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
     else:
-        value = "DEFAULT" if to_default else str(max(1, round(timeout)))
-        connection.execute(text(f"SET SESSION innodb_lock_wait_timeout = {value}"))
+        before = connection.scalar(text("SELECT @@SESSION.innodb_lock_wait_timeout"))
+        connection.execute(text(f"SET SESSION innodb_lock_wait_timeout = {max(1, round(timeout))}"))
+        try:
+            yield
+        finally:
+            connection.execute(text(f"SET SESSION innodb_lock_wait_timeout = {before}"))
 
 
 def _hold_sqlite(

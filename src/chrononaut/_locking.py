@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
-from sqlalchemy import Boolean, Column, ColumnElement, Select, false, select, update
-from sqlalchemy.orm import Mapped, Session, declared_attr
+from sqlalchemy import Boolean, Column, ColumnElement, Select, select, update
+from sqlalchemy.orm import Mapped, Session, declared_attr, scoped_session
 from sqlalchemy.sql.visitors import iterate
 
 from chrononaut._bulk import are_in
 from chrononaut._change_info import append_change_info, rationale
 from chrononaut._history_table import LockColumn
 from chrononaut._mapping import VersionedMapping, find_mapping, mapping_of, model_of
+from chrononaut._run_sync import async_session_in, to_be_awaited
 from chrononaut.exceptions import ChrononautException
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
 
 class Lockable:
@@ -40,8 +45,10 @@ class Lockable:
 
         @declared_attr
         def is_locked(cls):  # documented above
-            return LockColumn("is_locked", Boolean, nullable=False, default=False, server_default=false())
+            # "0" is what every database takes for false, and, unlike `false()`, what Alembic finds again on MariaDB.
+            return LockColumn("is_locked", Boolean, nullable=False, default=False, server_default="0")
 
+    @to_be_awaited()
     def lock(self, reason: str | None = None) -> None:
         """Lock the record with the next flush. What else is changed before that flush still goes through.
 
@@ -50,6 +57,7 @@ class Lockable:
         """
         _set_locked(self, True, reason)
 
+    @to_be_awaited()
     def unlock(self, reason: str | None = None) -> None:
         """Unlock the record with the next flush. Flush before anything else of the record is changed.
 
@@ -68,21 +76,43 @@ def _set_locked(record: Lockable, is_locked: bool, reason: str | None) -> None:
         append_change_info(record, rationale=reason)
 
 
+@overload
 def lock_where(
-    session: Session, select_or_criteria: Select[Any] | ColumnElement[bool], reason: str | None = None
-) -> int:
+    session: Session | scoped_session[Any],
+    select_or_criteria: Select[Any] | ColumnElement[bool],
+    reason: str | None = None,
+) -> int: ...
+
+
+@overload
+def lock_where(
+    session: AsyncSession | async_scoped_session[Any],
+    select_or_criteria: Select[Any] | ColumnElement[bool],
+    reason: str | None = None,
+) -> Awaitable[int]: ...
+
+
+def lock_where(session: Any, select_or_criteria: Any, reason: str | None = None) -> Any:
     """Lock many records at once, by one set-based statement, e.g. to close an accounting period.
 
     Those that are locked already stay as they are. E.g.::
 
         lock_where(session, Invoice.booked_on < date(2024, 1, 1), "2023 is closed")
 
-    :param session: a versioned session; the locks are part of its transaction.
+    :param session: a versioned session; the locks are part of its transaction. Await the call if it is an
+        ``AsyncSession``.
     :param select_or_criteria: a ``select()`` of a ``Lockable`` model, or a condition on its attributes.
     :param reason: why; it stands under ``extra`` in the change info, as ``rationale``.
     :return: how many records were locked.
     :raises ChrononautException: if no single ``Lockable`` model can be told from the argument.
     """
+    asynchronous = async_session_in(session)
+    if asynchronous is not None:
+        return asynchronous.run_sync(_lock_where, select_or_criteria, reason)
+    return _lock_where(session, select_or_criteria, reason)
+
+
+def _lock_where(session: Session, select_or_criteria: Any, reason: str | None) -> int:
     given = select_or_criteria
     if isinstance(select_or_criteria, Select):
         entity = given.column_descriptions[0].get("entity")

@@ -10,6 +10,7 @@ from sqlalchemy.orm import InstanceState, Query, Session, object_session
 
 from chrononaut._history_record import HistoryRecord
 from chrononaut._mapping import VersionedMapping, mapping_of
+from chrononaut._run_sync import to_be_awaited
 from chrononaut._types import as_utc
 from chrononaut.exceptions import ChrononautException
 
@@ -30,6 +31,7 @@ def history_class(model: type[Model]) -> type[HistoryRecord[Model]]:
     return mapping_of(model).history_class
 
 
+@to_be_awaited("await session.flush()")
 def select_versions(record: object, before: datetime | None = None, after: datetime | None = None) -> Select[Any]:
     """Return the query for a record's ended states, oldest first, to be run by any session.
 

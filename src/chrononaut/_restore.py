@@ -27,9 +27,10 @@ def revert(record: object, to: object) -> None:
         raise ChrononautException(f"This {mapping.name} was deleted: bring it back by `history_row.restore()`.")
     own_version(mapping, record, row)
     _refuse_absence(row)
-    for name in _settable(mapping):
-        if name not in mapping.key_attributes:
-            setattr(record, name, deepcopy(getattr(row, name)))
+    # All are read before the first is set: a read may fail.
+    values = {name: deepcopy(getattr(row, name)) for name in _settable(mapping) if name not in mapping.key_attributes}
+    for name, value in values.items():
+        setattr(record, name, value)
 
 
 def restore(row: HistoryRecord[Any], values: dict[str, Any]) -> Any:

@@ -79,7 +79,7 @@ class Change(Generic[Model]):
 
 
 def read_timeline(record: Any) -> Iterator[Change[Any]]:
-    """Yield the changes of one record: see ``Versioned.timeline``."""
+    """Read the changes of one record, all at once: see ``Versioned.timeline``."""
     cls: type[Any] = record.__class__
     mapping = mapping_of(cls)
     session = session_of(record)
@@ -88,7 +88,7 @@ def read_timeline(record: Any) -> Iterator[Change[Any]]:
         live = _read_live(reader, mapping, [key_of(mapping, record)])
         history = mapping.history_class
         rows = reader.scalars(select(history).where(is_record(record)).order_by(history.version)).all()
-        yield from build_changes(mapping, rows, rows, live)
+        return iter(list(build_changes(mapping, rows, rows, live)))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from sqlalchemy.orm import InstanceState, Mapped, Mapper, Query, declared_attr
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 from typing_extensions import Self
 
-from chrononaut._awaitable import AwaitableHistory, to_be_awaited
+from chrononaut._awaitable import AwaitableHistory
 from chrononaut._change_info import ChangeInfoHooks
 from chrononaut._diff import diff_states
 from chrononaut._flush import Flush, flush_of
@@ -30,6 +30,7 @@ from chrononaut._reader import (
     session_of,
 )
 from chrononaut._restore import restore, revert
+from chrononaut._run_sync import to_be_awaited
 from chrononaut._timeline import Change, read_timeline
 
 
@@ -95,7 +96,7 @@ class Versioned(ChangeInfoHooks):
         self, before: datetime | None = None, after: datetime | None = None, *, return_query: Literal[True]
     ) -> Query[HistoryRecord[Self]]: ...
 
-    @to_be_awaited
+    @to_be_awaited()
     def versions(
         self, before: datetime | None = None, after: datetime | None = None, return_query: bool = False
     ) -> list[HistoryRecord[Self]] | Query[HistoryRecord[Self]]:
@@ -111,7 +112,7 @@ class Versioned(ChangeInfoHooks):
             return query_versions(self, before, after)
         return list(session_of(self).scalars(select_versions(self, before, after)))
 
-    @to_be_awaited
+    @to_be_awaited()
     def version_at(self, at: datetime) -> HistoryRecord[Self] | Self | None:
         """Return the state that was valid at an instant.
 
@@ -122,7 +123,7 @@ class Versioned(ChangeInfoHooks):
         """
         return read_version_at(self, at)
 
-    @to_be_awaited
+    @to_be_awaited()
     def previous_version(self) -> HistoryRecord[Self] | None:
         """Return the state before the current one, or None if there is none.
 
@@ -130,7 +131,7 @@ class Versioned(ChangeInfoHooks):
         """
         return read_previous_version(self)
 
-    @to_be_awaited
+    @to_be_awaited()
     def has_changed_since(self, since: datetime) -> bool:
         """Tell whether the record's state at an instant is not its current one.
 
@@ -140,7 +141,7 @@ class Versioned(ChangeInfoHooks):
         """
         return read_has_changed_since(self, since)
 
-    @to_be_awaited
+    @to_be_awaited()
     def diff(
         self,
         from_model: HistoryRecord[Self] | Self,
@@ -157,6 +158,7 @@ class Versioned(ChangeInfoHooks):
         """
         return diff_states(self, from_model, to, include_hidden)
 
+    @to_be_awaited()
     def revert_to(self, state: HistoryRecord[Self]) -> None:
         """Put the tracked attributes back to what they were in one of the record's own states.
 
@@ -173,8 +175,9 @@ class Versioned(ChangeInfoHooks):
         """
         revert(self, state)
 
+    @to_be_awaited()
     def timeline(self) -> Iterator[Change[Self]]:
-        """Yield the record's changes, oldest first: how it came to be, and what each change did to it.
+        """Read the record's changes, oldest first: how it came to be, and what each change did to it.
 
         E.g.::
 

@@ -8,7 +8,8 @@ and for what would otherwise be written twice. E.g., in a migration::
     def upgrade():
         rename_column(op, "appuser", "email", "mail")
 
-On SQLite every change but a rename is made in batch mode.
+On SQLite every change but a rename is made in batch mode. Where an operation has to look something up in the database,
+it says so, and raises in Alembic's offline mode (``--sql``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from alembic.operations import BatchOperations, Operations
-from sqlalchemy import Column, MetaData, inspect, table, update
+from sqlalchemy import Column, Connection, MetaData, inspect, table, text, update
 from sqlalchemy import column as lightweight_column
 from sqlalchemy.sql.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
@@ -26,6 +27,7 @@ from sqlalchemy.types import TypeEngine
 from chrononaut._history_table import VERSION, history_comment, versioned_tables
 from chrononaut._mapping import versioned_mappings
 from chrononaut._types import stored_type
+from chrononaut.exceptions import ChrononautException
 from chrononaut.importers import upgrade_history_table
 
 __all__ = [
@@ -55,6 +57,11 @@ def rename_column(
     :param schema: the schema of both.
     """
     for name in (table_name, history or f"{table_name}_history"):
+        if _is_mariadb(op):
+            # Alembic would write CHANGE, which has to repeat the whole column, and loses its checks.
+            quote = op.get_context().dialect.identifier_preparer.quote
+            op.execute(f"ALTER TABLE {_holder(op, schema)}{quote(name)} RENAME COLUMN {quote(old)} TO {quote(new)}")
+            continue
         with _altering(op, name, schema) as batch:
             batch.alter_column(old, new_column_name=new)
 
@@ -111,6 +118,9 @@ def alter_column_type(
 ) -> None:
     """Give a column of a versioned table, and of its history, another type.
 
+    MariaDB has to be told the whole column again: whether it may be NULL, its default and its comment are looked up, so
+    that they stay. A check that is part of the column is dropped there; one of the table stays.
+
     :param op: ``alembic.op``.
     :param table_name: the live table.
     :param name: the column.
@@ -118,11 +128,13 @@ def alter_column_type(
     :param using: how PostgreSQL converts the values, where it does not know, e.g. ``"age::integer"``.
     :param history: the history table; ``<table>_history`` if None.
     :param schema: the schema of both.
+    :raises ChrononautException: on MariaDB, in offline mode, or if the column is computed.
     """
     options: dict[str, Any] = {} if using is None else {"postgresql_using": using}
     for each, its_type in ((table_name, type_), (history or f"{table_name}_history", stored_type(type_))):
+        existing = _existing(_connection(op, "alter_column_type"), each, name, schema) if _is_mariadb(op) else {}
         with _altering(op, each, schema) as batch:
-            batch.alter_column(name, type_=its_type, **options)
+            batch.alter_column(name, type_=its_type, **existing, **options)
 
 
 def rename_table(
@@ -136,7 +148,7 @@ def rename_table(
 ) -> None:
     """Rename a versioned table and its history.
 
-    Indexes of both whose names hold the table's are renamed as well, as SQLAlchemy would name them.
+    Indexes of both whose names hold the table's are looked up, and renamed as well, as SQLAlchemy would name them.
 
     :param op: ``alembic.op``.
     :param old: the live table's name so far.
@@ -144,12 +156,14 @@ def rename_table(
     :param history: the history table's name so far; ``<old>_history`` if None.
     :param new_history: its name from now on; ``<new>_history`` if None.
     :param schema: the schema of both.
+    :raises ChrononautException: in offline mode.
     """
+    connection = _connection(op, "rename_table")
     history, new_history = history or f"{old}_history", new_history or f"{new}_history"
     for name, new_name in ((history, new_history), (old, new)):
         op.rename_table(name, new_name, schema=schema)
         _rename_indexes(op, name, new_name, schema)
-    if op.get_bind().dialect.supports_comments:
+    if connection.dialect.supports_comments:
         op.create_table_comment(new_history, history_comment(new), existing_comment=history_comment(old), schema=schema)
 
 
@@ -175,9 +189,11 @@ def upgrade_history_tables(op: Operations, metadata: MetaData) -> None:
 
     :param op: ``alembic.op``.
     :param metadata: what the models are declared on, e.g. ``Base.metadata``.
+    :raises ChrononautException: in offline mode.
     """
+    connection = _connection(op, "upgrade_history_tables")
     for each in dict.fromkeys(each for mapping in versioned_mappings(metadata) for each in mapping.tables):
-        upgrade_history_table(op.get_bind(), each)
+        upgrade_history_table(connection, each)
 
 
 def keep_dropped_columns(metadata: MetaData) -> IncludeObject:
@@ -206,8 +222,7 @@ def keep_dropped_columns(metadata: MetaData) -> IncludeObject:
 
 def _rename_indexes(op: Operations, old: str, new: str, schema: str | None) -> None:
     connection = op.get_bind()
-    quote = connection.dialect.identifier_preparer.quote
-    holder = f"{quote(schema)}." if schema else ""
+    quote, holder = connection.dialect.identifier_preparer.quote, _holder(op, schema)
     for index in inspect(connection).get_indexes(new, schema):
         name, columns = index["name"], [column for column in index["column_names"] if column is not None]
         if name is None or f"_{old}_" not in name:
@@ -215,11 +230,52 @@ def _rename_indexes(op: Operations, old: str, new: str, schema: str | None) -> N
         new_name = name.replace(f"_{old}_", f"_{new}_")
         if connection.dialect.name == "postgresql":
             op.execute(f"ALTER INDEX {holder}{quote(name)} RENAME TO {quote(new_name)}")
-        elif connection.dialect.name in ("mysql", "mariadb"):
+        elif _is_mariadb(op):
             op.execute(f"ALTER TABLE {holder}{quote(new)} RENAME INDEX {quote(name)} TO {quote(new_name)}")
         elif len(columns) == len(index["column_names"]):
             op.drop_index(name, table_name=new, schema=schema)
             op.create_index(new_name, new, columns, unique=bool(index["unique"]), schema=schema)
+
+
+def _existing(connection: Connection, table_name: str, name: str, schema: str | None) -> dict[str, Any]:
+    """Return what else a column is, as ``alter_column`` wants to be told it."""
+    columns = {column["name"]: column for column in inspect(connection).get_columns(table_name, schema)}
+    if name not in columns:
+        raise ChrononautException(f"{table_name} has no column {name!r} whose type could be altered.")
+    column = columns[name]
+    if "computed" in column:
+        raise ChrononautException(
+            f"{table_name}.{name} is computed, which MariaDB would forget: drop the column, and add it anew."
+        )
+    default = column["default"]
+    return {
+        "existing_nullable": column["nullable"],
+        "existing_server_default": None if default is None else text(default.replace(":", r"\:")),
+        "existing_autoincrement": column.get("autoincrement") is True,
+        "existing_comment": column.get("comment"),
+    }
+
+
+def _connection(op: Operations, operation: str) -> Connection:
+    """Return the database's connection.
+
+    :raises ChrononautException: if there is none.
+    """
+    if op.get_context().as_sql:
+        raise ChrononautException(
+            f"{operation}() looks into the database, and there is none in offline mode (--sql): run the migration "
+            "online, or write Alembic's own operations for the table and its history instead."
+        )
+    return op.get_bind()
+
+
+def _is_mariadb(op: Operations) -> bool:
+    return op.get_context().dialect.name in ("mysql", "mariadb")
+
+
+def _holder(op: Operations, schema: str | None) -> str:
+    """Return what stands before the names of a schema's tables."""
+    return f"{op.get_context().dialect.identifier_preparer.quote(schema)}." if schema else ""
 
 
 @contextmanager

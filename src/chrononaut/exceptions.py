@@ -204,20 +204,19 @@ class NaiveDatetimeError(ChrononautException, ValueError):
 
 
 class NotAwaitedError(ChrononautException, MissingGreenlet):
-    """History was read without ``await`` under an ``AsyncSession``.
+    """The database was asked without ``await`` under an ``AsyncSession``.
 
-    :param method: name of the method.
+    :param method: name of the method or function.
+    :param form: what to write instead.
     """
 
-    def __init__(self, method: str) -> None:
-        super().__init__(method)
+    def __init__(self, method: str, form: str) -> None:
+        super().__init__(method, form)
         self.method = method
+        self.form = form
 
     def __str__(self) -> str:
-        return (
-            f"{self.method}() asks the database, which must be awaited under an AsyncSession: "
-            f"use `await record.awaitable_history.{self.method}(...)`."
-        )
+        return f"{self.method}() asks the database, which must be awaited under an AsyncSession: use `{self.form}`."
 
 
 class _AttributeNotInHistory(ChrononautException, AttributeError):

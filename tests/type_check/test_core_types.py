@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,13 +14,17 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Query, Session, mapped_colum
 from typing_extensions import assert_type
 
 from chrononaut import (
+    Change,
     ChangeInfoProvider,
     HistoryRecord,
     RecordChanges,
     Versioned,
     append_change_info,
+    changes,
     extra_change_info,
     history_class,
+    hold,
+    lock_where,
     rationale,
     select_versions,
     versioned_session,
@@ -150,6 +155,23 @@ def test_history_of_a_base_takes_that_of_its_subclass(user: User) -> None:
         return len(rows)
 
     assert count(user.versions()) == 1
+
+
+def test_what_takes_a_session_takes_an_asynchronous_one(session: Session, user: User) -> None:
+    """And then what it returns is awaited, entered or iterated over asynchronously."""
+    assert_type(changes(session), Iterator[Change[Any]])
+    assert_type(hold(session, user), AbstractContextManager[User])
+    opened = AsyncSession()
+    assert_type(changes(opened), AsyncIterator[Change[Any]])
+    assert_type(hold(opened, user), AbstractAsyncContextManager[User])
+
+
+async def forms_that_are_awaited(session: AsyncSession, user: User, row: HistoryRecord[User]) -> None:
+    """Looked at by the type checkers only."""
+    assert_type(await user.awaitable_history.versions(), list[HistoryRecord[User]])
+    assert_type(await user.awaitable_history.timeline(), list[Change[User]])
+    assert_type(await row.awaitable_history.restore(), User)
+    assert_type(await lock_where(session, select(User)), int)
 
 
 def test_change_marks(session: Session) -> None:
