@@ -8,6 +8,7 @@ from dataclasses import dataclass
 _STYLE = """
   .card { fill: #ffffff; stroke: #e3e6ea }
   text { fill: #1f2933; font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
+  text { paint-order: stroke; stroke: #ffffff; stroke-width: 3px }
   .title { font-weight: 600; font-size: 13px }
   .faint { fill: #6b7785; font-size: 11px }
   .ours { font-weight: 600 }
@@ -24,7 +25,7 @@ _STYLE = """
   .c2 { stroke: #0f7b6c } .f2 { fill: #0f7b6c }
   @media (prefers-color-scheme: dark) {
     .card { fill: #15181c; stroke: #2b3138 }
-    text { fill: #e4e8ed }
+    text { fill: #e4e8ed; stroke: #15181c }
     .faint { fill: #97a3b0 }
     .bar { fill: #56616e }
     .bar.ours { fill: #5b9bff }
