@@ -147,7 +147,7 @@ def draw_growth(backends: dict[str, list[Series]], sizes: list[int], limit: floa
             parts.append(_text(left - 6, level + 4, f"{mark * tick:g}", "faint", "end"))
         parts.append(
             f'<line class="limit" x1="{left:.1f}" x2="{right:.1f}" y1="{at(limit):.1f}" y2="{at(limit):.1f}"/>'
-            + _text(right, at(limit) - 5, f"the most that we allow: {limit:g}", "limit-text", "end")
+            + _text(left + 4, at(limit) - 5, f"the most that we allow: {limit:g}", "limit-text")
         )
         for index, size in enumerate(sizes):
             label = f"{size:,}" + (" rows" if index == 0 else "")

@@ -74,8 +74,6 @@ class Worker:
 
     def run(self, scenario: str) -> dict[str, Any]:
         """Run a scenario once."""
-        if scenario in self.peer.too_slow:
-            return {"does_not": self.peer.too_slow[scenario]}
         if scenario in self.peer.does_not and scenario not in SIZES:
             return {"does_not": self.peer.does_not[scenario]}
         prepare: Callable[[], Iterator[None]] = getattr(self, scenario)
@@ -256,7 +254,8 @@ def main() -> None:
     worker = Worker(peer, engine, int(divisor))
     with engine.connect() as connection:
         server = ".".join(map(str, connection.dialect.server_version_info))
-    names = ["SQLAlchemy", *(name for name in shown.split(",") if name)]
+    driver = {"psycopg": "psycopg", "psycopg2": "psycopg2-binary"}.get(engine.dialect.driver)
+    names = [name for name in (*shown.split(","), "SQLAlchemy", driver) if name]
     print(json.dumps({"server": server, "versions": {name: version(name) for name in names}}), flush=True)
     for line in sys.stdin:
         scenario = json.loads(line)["scenario"]

@@ -23,7 +23,6 @@ class Peer:
     :param version_at: reads the version of a record that was valid at an instant.
     :param as_of: opens a session on the past.
     :param does_not: what it does not record or do: those cells are marked, not timed as a win.
-    :param too_slow: scenarios that are known not to end within minutes, so that they are not run, and why.
     """
 
     model: Any
@@ -34,4 +33,3 @@ class Peer:
     version_at: Callable[[Session, Any, datetime], Any] | None = None
     as_of: Callable[[Session, datetime], Any] | None = None
     does_not: dict[str, str] = field(default_factory=dict)
-    too_slow: dict[str, str] = field(default_factory=dict)

@@ -47,6 +47,5 @@ peer = Peer(
             .order_by(Activity.id)
         )
     ),
-    too_slow={"bulk_update": "does not end within ten minutes"},
     does_not={"version_at": "cannot", "as_of_get": "cannot", "as_of_scan": "cannot"},
 )
