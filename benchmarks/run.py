@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -43,7 +44,8 @@ SCENARIOS = {
     "as_of_scan": "sum a column over the past",
 }
 STEADY = ("memory",)
-"""What comes out the same each time, and is slow to measure."""
+"""What comes out the same each time, and is slow to measure: done once."""
+_STARTED = time.monotonic()
 Make = Callable[[str], str]
 
 
@@ -127,7 +129,7 @@ class _Runner:
         try:
             answer = self._process.ask(scenario)
         except (TimeoutError, RuntimeError) as error:
-            print(f"{self.name}: {scenario} {error}", file=sys.stderr)
+            _tell(f"{self.name}: {scenario} {error}")
             self._given_up[scenario] = str(error)
             self.answers[scenario] = [{"does_not": str(error)}]
             self._process = self._start()
@@ -186,12 +188,12 @@ def measure(backend: str, options: argparse.Namespace, scenarios: list[str], ver
         versions[backend] = runners[0].about["server"]
         for number in range(options.rounds + 1):
             first = number % len(runners)
-            for scenario in scenarios if number < 2 else [name for name in scenarios if name not in STEADY]:
+            for scenario in (name for name in scenarios if number == 1 or name not in STEADY):
                 for runner in runners[first:] + runners[:first]:
                     runner.run(scenario, is_counted=number > 0)  # the first round warms up
             for runner in runners:
                 runner.tidy()
-            print(f"{backend}: round {number} of {options.rounds}", file=sys.stderr)
+            _tell(f"{backend}: round {number} of {options.rounds}")
         return {
             runner.name: {scenario: _summary(runner.answers[scenario]) for scenario in scenarios} for runner in runners
         }
@@ -219,8 +221,12 @@ def measure_growth(backend: str, options: argparse.Namespace) -> Any:
             answer = process.ask("growth")
         finally:
             process.close()
-    print(f"{backend}: history grown to {sizes[-1]:,} rows", file=sys.stderr)
+    _tell(f"{backend}: history grown to {sizes[-1]:,} rows")
     return answer
+
+
+def _tell(what: str) -> None:
+    print(f"{time.monotonic() - _STARTED:5.0f} s  {what}", file=sys.stderr, flush=True)
 
 
 def _machine() -> str:

@@ -4,8 +4,8 @@
 - An ``output`` block is what the blocks before it have printed since the last one; ``...`` stands for anything.
 - An HTML comment ``<!-- invisible python`` ... ``-->`` is run too: set-up that would distract the reader.
 - A block right after ``<!-- not run: REASON -->`` is only to be read, as are blocks of any other language.
-- A block right after ``<!-- needs: MODULE -->`` is run where that is installed; an invisible one names it in its comment:
-  ``<!-- needs: MODULE; invisible python`` ... ``-->``.
+- A block right after ``<!-- needs: MODULE -->`` is run where that is installed; an invisible one says so in its own
+  comment: ``<!-- needs: MODULE; invisible python`` ... ``-->``.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Clock:
 
 @pytest.fixture
 def user(base: type[DeclarativeBase]) -> Model:
-    class User(Versioned, base):  # type: ignore[valid-type, misc]
+    class User(Versioned, base):
         __tablename__ = "appuser"
 
         id: Mapped[int] = mapped_column(primary_key=True)
@@ -74,7 +74,7 @@ def test_history_can_be_partitioned_by_time(user: Model, base: type[DeclarativeB
             at = clock.first_of_june(year)
             assert record.version_at(at).email == f"in {year}"
             with as_of(session, at) as past:
-                assert past.get(user, 1).email == f"in {year}"
+                assert past.get_one(user, 1).email == f"in {year}"
         assert len(list(changes(session, models=[user]))) == 6
         session.rollback()
         with engine.connect() as connection:
@@ -85,10 +85,10 @@ def test_history_can_be_partitioned_by_time(user: Model, base: type[DeclarativeB
             for statement in drop:
                 connection.exec_driver_sql(statement)
         with as_of(session, clock.first_of_june(2027)) as past:
-            assert past.get(user, 1).email == "in 2027"
+            assert past.get_one(user, 1).email == "in 2027"
         long_ago = clock.first_of_june(2020)
         assert record.version_at(long_ago) is None
-        assert session.get(user, 2).version_at(long_ago).email == "ever"
+        assert session.get_one(user, 2).version_at(long_ago).email == "ever"
 
 
 @pytest.mark.backends("postgresql")  # its standbys allow no writes
@@ -107,9 +107,9 @@ def test_past_is_read_where_nothing_may_be_written(user: Model, base: type[Decla
         with replica.connect() as connection, pytest.raises(sa.exc.InternalError, match="read-only"):
             connection.exec_driver_sql("CREATE TABLE nothing (id integer)")
         with as_of(replica, at) as past:
-            assert past.get(user, 1).email == "first"
+            assert past.get_one(user, 1).email == "first"
         with versioned_session(sessionmaker(replica))() as session:
-            assert session.get(user, 1).version_at(at).email == "first"
+            assert session.get_one(user, 1).version_at(at).email == "first"
             assert len(list(changes(session, models=[user]))) == 2
     finally:
         replica.dispose()
@@ -118,4 +118,4 @@ def test_past_is_read_where_nothing_may_be_written(user: Model, base: type[Decla
 def rows(engine: sa.Engine) -> dict[str, int]:
     with engine.connect() as connection:
         found = connection.exec_driver_sql("SELECT tableoid::regclass::text, count(*) FROM appuser_history GROUP BY 1")
-        return {name: count for name, count in found}
+        return dict(iter(found.all()))
