@@ -118,4 +118,4 @@ def test_past_is_read_where_nothing_may_be_written(user: Model, base: type[Decla
 def rows(engine: sa.Engine) -> dict[str, int]:
     with engine.connect() as connection:
         found = connection.exec_driver_sql("SELECT tableoid::regclass::text, count(*) FROM appuser_history GROUP BY 1")
-        return dict(iter(found.all()))
+        return {row[0]: row[1] for row in found}
