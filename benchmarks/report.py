@@ -106,7 +106,7 @@ class _Backend:
         kind = "bytes" if "bytes" in cell else "seconds"
         if kind not in cell:
             return None
-        base = self._cells[self._references[name]][scenario].get(kind)
+        base = self._cells.get(self._references[name], {}).get(scenario, {}).get(kind)
         scale = 1 / base if base else 1000.0
         return cell[kind] * scale, cell["low"] * scale, cell["high"] * scale, bool(base)
 

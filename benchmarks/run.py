@@ -45,6 +45,8 @@ SCENARIOS = {
 }
 STEADY = ("memory",)
 """What comes out the same each time, and is slow to measure: done once."""
+STARTING = 60
+"""Seconds that a process may take to be ready."""
 _STARTED = time.monotonic()
 Make = Callable[[str], str]
 
@@ -63,17 +65,17 @@ class _Process:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.about = self._answer()
+        self.about = self._answer(max(patience, STARTING))
 
     def ask(self, scenario: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"scenario": scenario}) + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        return self._answer(self._patience)
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self, patience: float) -> dict[str, Any]:
         assert self._process.stdout is not None
-        alarm = threading.Timer(self._patience, self._process.kill)
+        alarm = threading.Timer(patience, self._process.kill)
         alarm.start()
         try:
             line = self._process.stdout.readline()
@@ -82,7 +84,7 @@ class _Process:
         if not line:
             self.close()
             if alarm.finished.is_set() and self._process.returncode == -9:
-                raise TimeoutError(f"does not end within {self._patience:.0f} seconds")
+                raise TimeoutError(f"does not end within {patience:.0f} seconds")
             raise RuntimeError(f"stops with {self._process.returncode}")
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -180,7 +182,11 @@ def measure(backend: str, options: argparse.Namespace, scenarios: list[str], ver
     with _databases(backend, options.postgresql) as make, ExitStack() as stack:
         runners = []
         for name in names:
-            runner = _Runner(name, make, options)
+            try:
+                runner = _Runner(name, make, options)
+            except (TimeoutError, RuntimeError) as error:
+                _tell(f"{backend}: {name} is left out, because it {error}")
+                continue
             stack.callback(runner.close)
             runners.append(runner)
             found = runner.about["versions"]
@@ -219,6 +225,9 @@ def measure_growth(backend: str, options: argparse.Namespace) -> Any:
         )
         try:
             answer = process.ask("growth")
+        except (TimeoutError, RuntimeError) as error:
+            _tell(f"{backend}: growth is left out, because it {error}")
+            return None
         finally:
             process.close()
     _tell(f"{backend}: history grown to {sizes[-1]:,} rows")
@@ -268,7 +277,7 @@ def main() -> None:
         backends = options.backend or ["sqlite", "postgresql"]
         versions: dict[str, str] = {}
         results = {backend: measure(backend, options, scenarios, versions) for backend in backends}
-        growth = {} if options.no_growth else {backend: measure_growth(backend, options) for backend in backends}
+        grown = {} if options.no_growth else {backend: measure_growth(backend, options) for backend in backends}
         about = {
             "date": date.today().isoformat(),
             "python": platform.python_version(),
@@ -281,7 +290,7 @@ def main() -> None:
             "about": about,
             "scenarios": {name: SCENARIOS[name] for name in scenarios},
             "results": results,
-            "growth": growth,
+            "growth": {backend: found for backend, found in grown.items() if found is not None},
         }
         options.output.mkdir(parents=True, exist_ok=True)
         figures.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
