@@ -120,7 +120,10 @@ class _Backend:
             is_ratio = known[0][3]
             bars = [self._bar(name, scenario, values[name]) for name in self._names]
             if sum(bar.value is not None for bar in bars) == 1:
-                bars = [*(bar for bar in bars if bar.value is not None), Bar("the others", None, "✗ cannot")]
+                reasons = {bar.text for bar in bars if bar.value is None}
+                reason = reasons.pop() if len(reasons) == 1 else "✗ cannot"
+                reason = reason.replace("records nothing", "record nothing")
+                bars = [*(bar for bar in bars if bar.value is not None), Bar("the others", None, reason)]
             unit = "times unversioned SQLAlchemy" if is_ratio else "milliseconds"
             panels.append(Panel(title, unit, bars, 1.0 if is_ratio else None))
         return panels
