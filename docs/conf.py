@@ -2,9 +2,12 @@
 
 import warnings
 from importlib import metadata
+from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+from sphinx.application import Sphinx
+from sphinx.builders.text import TextBuilder
 from sqlalchemy.exc import SAWarning
 
 project = "chrononaut"
@@ -51,3 +54,24 @@ intersphinx_mapping = {
     }.items()
     if _reachable(url)
 }
+
+
+def _write_single_page(app: Sphinx, exception: Exception | None) -> None:
+    """Write all pages as one plain text beside the HTML, for search and for language models: ``llms-full.txt``."""
+    if exception is not None or app.builder.name != "html":
+        return
+    builder = TextBuilder(app, app.env)
+    builder.secnumbers = {}
+    parts = []
+    for name in ["index", *app.env.toctree_includes["index"]]:
+        if name == "explanation/benchmarks":
+            continue  # tables that no plain text can hold
+        page = app.env.get_and_resolve_doctree(name, builder)
+        translator = builder.create_translator(page, builder)
+        page.walkabout(translator)
+        parts.append(translator.body.strip())
+    Path(app.outdir, "llms-full.txt").write_text("\n\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("build-finished", _write_single_page)

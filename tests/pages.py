@@ -4,12 +4,15 @@
 - An ``output`` block is what the blocks before it have printed since the last one; ``...`` stands for anything.
 - An HTML comment ``<!-- invisible python`` ... ``-->`` is run too: set-up that would distract the reader.
 - A block right after ``<!-- not run: REASON -->`` is only to be read, as are blocks of any other language.
+- A block right after ``<!-- needs: MODULE -->`` is run where that is installed; an invisible one says so in its own
+  comment: ``<!-- needs: MODULE; invisible python`` ... ``-->``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import doctest
+import importlib.util
 import io
 import re
 import sys
@@ -26,9 +29,10 @@ ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(
     r"^(?P<indent>[ ]*)(?:"
     r"(?P<fence>```+|:::+)[ ]*(?:\{code-block\}[ ]*)?(?P<language>[\w+-]+)[^\n]*\n(?P<code>.*?)^(?P=indent)(?P=fence)"
-    r"|<!-- invisible python\n(?P<hidden>.*?)-->)",
+    r"|<!-- (?:needs: (?P<module>\w+); )?invisible python\n(?P<hidden>.*?)-->)",
     re.MULTILINE | re.DOTALL,
 )
+_NEEDS = re.compile(r"<!-- needs: (\w+) -->\s*\Z")
 _NOT_RUN = re.compile(r"<!-- not run: [^\n]+ -->\s*\Z")
 _CHECKER = doctest.OutputChecker()
 
@@ -52,13 +56,22 @@ def blocks(page: Path) -> Iterator[Block]:
     """Yield the blocks of a page that count."""
     text = page.read_text(encoding="utf-8")
     for match in _BLOCK.finditer(text):
-        if _NOT_RUN.search(text, 0, match.start()):
+        if _NOT_RUN.search(text, 0, match.start()) or not _has(match["module"] or _needed(text, match.start())):
             continue
         group = "hidden" if match["hidden"] is not None else "code"
         language = "python" if group == "hidden" else match["language"]
         if language in ("python", "output"):
             code = "".join(line.removeprefix(match["indent"]) for line in match[group].splitlines(keepends=True))
             yield Block(language, text.count("\n", 0, match.start(group)), code)
+
+
+def _needed(text: str, position: int) -> str | None:
+    match = _NEEDS.search(text, 0, position)
+    return match[1] if match is not None else None
+
+
+def _has(module: str | None) -> bool:
+    return module is None or importlib.util.find_spec(module) is not None
 
 
 @contextlib.contextmanager

@@ -46,6 +46,19 @@ def test_wrong_output_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         pass
 
 
+def test_code_that_needs_what_is_not_installed_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that needs a module is run if that can be imported, whether the block is visible or not."""
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    text = "<!-- needs: {0} -->\n```python\nprint(1)\n```\n\n<!-- needs: {0}; invisible python\nprint(2)\n-->\n"
+    page.write_text(text.format("json") + "\n```output\n1\n2\n```\n")
+    with pages.run(page):
+        pass
+    page.write_text(text.format("no_such_module") + "\n```python\nprint(3)\n```\n\n```output\n3\n```\n")
+    with pages.run(page):
+        pass
+
+
 def test_readme_starts_with_a_short_program() -> None:
     """The README's program is complete, as the test above shows, and at most 25 lines long."""
     program = next(pages.blocks(README))

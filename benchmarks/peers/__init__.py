@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 
@@ -23,8 +23,6 @@ class Peer:
     :param version_at: reads the version of a record that was valid at an instant.
     :param as_of: opens a session on the past.
     :param does_not: what it does not record or do: those cells are marked, not timed as a win.
-    :param too_slow: scenarios that do not end within minutes, so that they are not run.
-    :param driver: the driver that it needs, where that is not psycopg 3.
     """
 
     model: Any
@@ -35,5 +33,3 @@ class Peer:
     version_at: Callable[[Session, Any, datetime], Any] | None = None
     as_of: Callable[[Session, datetime], Any] | None = None
     does_not: dict[str, str] = field(default_factory=dict)
-    driver: str | None = None
-    too_slow: frozenset[str] = frozenset()

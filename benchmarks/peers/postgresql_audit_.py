@@ -47,7 +47,5 @@ peer = Peer(
             .order_by(Activity.id)
         )
     ),
-    too_slow=frozenset({"bulk_update"}),
-    driver="postgresql+psycopg2",  # its functions are called with untyped parameters
     does_not={"version_at": "cannot", "as_of_get": "cannot", "as_of_scan": "cannot"},
 )

@@ -1,15 +1,13 @@
-"""Plain SQLAlchemy: what everything is measured against."""
+"""Plain SQLAlchemy, of whichever version and driver: what everything is measured against."""
 
 from __future__ import annotations
 
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import Session, declarative_base
 
 from . import Peer
 from .models import Columns
 
-
-class Base(DeclarativeBase):
-    pass
+Base = declarative_base()
 
 
 class Record(Columns, Base):
