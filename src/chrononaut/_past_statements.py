@@ -15,12 +15,12 @@ from functools import cached_property
 from typing import Any, Literal
 from weakref import WeakSet
 
-from sqlalchemy import Column, Connection, Dialect, MetaData, Table
+from sqlalchemy import Column, Connection, Dialect, MetaData, Select, Table
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import ClauseElement, visitors
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import TextClause
-from sqlalchemy.sql.selectable import Join
+from sqlalchemy.sql.selectable import ForUpdateArg, Join
 
 from chrononaut._history_table import history_table_of, limited_name, versioned_tables
 from chrononaut._mapping import VersionedMapping, versioned_models
@@ -32,6 +32,9 @@ from chrononaut.exceptions import (
     ReadOnlyError,
     UntrackedAttributeError,
 )
+
+#: Where a session of the past keeps its instant, in its ``info``.
+AS_OF = "chrononaut_as_of"
 
 _MARKER = "chrononaut_past_"
 _MARKED = re.compile(
@@ -159,14 +162,14 @@ class Past:
             tables.update(_check_element(element))
         state = compiled.compile_state
         if state is not None and state.statement is not None:
-            # What the ORM has added: eager loads, and the joins along relationships.
+            # What the ORM has added: eager loads, the joins along relationships, with_loader_criteria().
             for element in visitors.iterate(state.statement):
                 part: Any = element
                 if isinstance(element, Table):
                     tables.add(part)
-                elif isinstance(element, Join) and element.onclause is not None:
-                    for part in visitors.iterate(element.onclause):
-                        tables.update(_check_element(part))
+                condition = _condition_of(part)
+                for part in () if condition is None else visitors.iterate(condition):
+                    tables.update(_check_element(part))
         for table in tables:
             self._check_table(table)
         if cache is not None:
@@ -220,6 +223,7 @@ def is_past(session: Session) -> bool:
 def mark_past(session: Session, past: Past) -> None:
     """Remember that a session reads the past."""
     session.info[PAST] = past
+    session.info[AS_OF] = past.at
 
 
 def home_of(statement: ClauseElement) -> MetaData | None:
@@ -248,6 +252,11 @@ def _unquoted(dialect: Dialect, token: str) -> str:
     return token.replace("%%", "%") if dialect.paramstyle in ("format", "pyformat") else token
 
 
+def row_lock_error() -> ReadOnlyError:
+    """Return the error about a row lock."""
+    return ReadOnlyError("Rows of the past cannot be locked (with_for_update): nobody can change them anyway.")
+
+
 def _unversioned_error(name: str) -> ChrononautException:
     return ChrononautException(
         f"{name} is not versioned, so it cannot be read as it was. Version it, leave it out of the query, or pass "
@@ -264,6 +273,8 @@ def _check_element(element: Any) -> Sequence[Any]:
         raise ReadOnlyError(
             "The past cannot be changed: a statement that reads it contains an INSERT, UPDATE or DELETE."
         )
+    if isinstance(element, ForUpdateArg):
+        raise row_lock_error()
     if isinstance(element, TextClause):
         if _READS.search(element.text):
             raise ReadOnlyError(
@@ -274,6 +285,16 @@ def _check_element(element: Any) -> Sequence[Any]:
         for column in given.base_columns:
             _check_column(column)
     return ()
+
+
+def _condition_of(element: Any) -> ClauseElement | None:
+    given = element  # not narrowed: a checker forgets the type arguments then
+    if isinstance(element, Join):
+        return element.onclause
+    if isinstance(element, Select):
+        condition: ClauseElement | None = given.whereclause
+        return condition
+    return None
 
 
 def _check_column(column: Any) -> None:
