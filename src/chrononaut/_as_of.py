@@ -196,17 +196,14 @@ class _PastSession(Session):
             self.expire_all()
         mapper = state.bind_mapper
         home = _home(mapper) or home_of(statement)
-        schemas: Any = given.get("schema_translate_map")
-        if schemas is not None:
-            options = self._past.execution_options(home, schemas, state.is_column_load)
-        else:
-            memo = (mapper, home, state.is_column_load)
-            if memo not in self._options:
+        schemas = self._past.schemas_of(given)
+        memo = (mapper, home, state.is_column_load, None if schemas is None else tuple(schemas.items()))
+        if memo not in self._options:
+            if schemas is None:
                 bind: Any = self.get_bind(**state.bind_arguments)
                 schemas = bind.get_execution_options().get("schema_translate_map") or {}
-                self._options[memo] = self._past.execution_options(home, schemas, state.is_column_load)
-            options = self._options[memo]
-        state.update_execution_options(**options)
+            self._options[memo] = self._past.execution_options(home, schemas, state.is_column_load)
+        state.update_execution_options(**self._options[memo])
 
     # --- what is read only
 

@@ -8,14 +8,14 @@ makes of a statement, eager loads and inheritance included, comes out right with
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 from weakref import WeakSet
 
-from sqlalchemy import Column, Connection, Dialect, MetaData, Select, Table
+from sqlalchemy import CTE, Column, Connection, Dialect, MetaData, Select, Table
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import ClauseElement, visitors
 from sqlalchemy.sql.dml import UpdateBase
@@ -24,7 +24,7 @@ from sqlalchemy.sql.selectable import ForUpdateArg, Join
 
 from chrononaut._history_table import history_table_of, limited_name, versioned_tables
 from chrononaut._mapping import VersionedMapping, versioned_models
-from chrononaut._past_tables import AT, SchemaMap, left_out_columns, render_instant, render_past
+from chrononaut._past_tables import AT, SchemaMap, left_out_columns, names_behind, render_instant, render_past
 from chrononaut._transaction import PAST
 from chrononaut.exceptions import (
     ChrononautException,
@@ -102,6 +102,10 @@ class Past:
         return list(dict.fromkeys([None, *(None if table.schema is None else str(table.schema) for table in tables)]))
 
     @cached_property
+    def _markers(self) -> SchemaMap:
+        return {schema: f"{_MARKER}{number}" for number, schema in enumerate(self._schemas)}
+
+    @cached_property
     def _literals(self) -> dict[str, str]:
         return {}
 
@@ -111,9 +115,8 @@ class Past:
         :param home: the collection that the statement's first table is in, if known.
         :param schemas: by which names the application reaches its schemas.
         """
-        markers = {schema: f"{_MARKER}{number}" for number, schema in enumerate(self._schemas)}
         options: dict[str, Any] = {
-            "schema_translate_map": markers,
+            "schema_translate_map": self._markers,
             PAST: Request(self, home, schemas, is_column_load),
             # What is not in history would come as NULL into objects that exist; the past does not change anyway.
             "populate_existing": False,
@@ -121,6 +124,15 @@ class Past:
         if home is not None:
             options["compiled_cache"] = PastCache.of(home).compiled_statements()
         return options
+
+    def schemas_of(self, options: Mapping[str, Any]) -> SchemaMap | None:
+        """Return the application's own map of schemas among the options of a statement; None if it has none."""
+        schemas: SchemaMap | None = options.get("schema_translate_map")
+        if schemas != self._markers:
+            return schemas
+        # An eager load has the options of the statement that it belongs to.
+        request: Request = options[PAST]
+        return request.schemas
 
     def rewrite(
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
@@ -158,8 +170,11 @@ class Past:
         if cache is not None and self.unversioned == "live" and compiled in cache.checked:
             return
         tables: set[Any] = set()
+        ctes: set[str] = set()
         for element in visitors.iterate(context.invoked_statement):
             tables.update(_check_element(element))
+            if isinstance(element, CTE):
+                ctes.add(element.name.lower())
         state = compiled.compile_state
         if state is not None and state.statement is not None:
             # What the ORM has added: eager loads, the joins along relationships, with_loader_criteria().
@@ -172,6 +187,7 @@ class Past:
                     tables.update(_check_element(part))
         for table in tables:
             self._check_table(table)
+            _check_names(table, ctes)
         if cache is not None:
             cache.checked.add(compiled)
 
@@ -285,6 +301,15 @@ def _check_element(element: Any) -> Sequence[Any]:
         for column in given.base_columns:
             _check_column(column)
     return ()
+
+
+def _check_names(table: Table, ctes: set[str]) -> None:
+    """Refuse a CTE that takes the name of a table that the past is read from."""
+    for name in names_behind(table) if ctes else ():
+        if name.lower() in ctes:
+            raise ChrononautException(
+                f"The past of {table.name} is read from {name}, and this query has a CTE of that name: give it another."
+            )
 
 
 def _condition_of(element: Any) -> ClauseElement | None:

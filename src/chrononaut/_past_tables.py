@@ -76,6 +76,16 @@ def left_out_columns(table: Table) -> list[Column[Any]]:
     return [column for column in table.c if is_tracked(column) and column.key not in history.c]
 
 
+def names_behind(table: Table) -> set[str]:
+    """Return the names of the other tables that the past of a table is read from."""
+    tables = versioned_tables(table.metadata)
+    if table in tables:
+        base = _base(table, tables)
+        return {each.name for each in (tables[table], base, tables[base]) if each is not table}
+    live = next((live for live, history in tables.items() if history is table), None)
+    return set() if live is None else {tables[_base(live, tables)].name} - {table.name}
+
+
 def _render(statement: ClauseElement, dialect: Dialect, schemas: SchemaMap) -> str:
     how: dict[str, Any] = {"schema_translate_map": dict(schemas), "render_schema_translate": True} if schemas else {}
     return str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True}, **how))
