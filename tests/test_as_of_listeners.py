@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -20,7 +21,7 @@ from sqlalchemy.orm import (
     with_loader_criteria,
 )
 
-from chrononaut import UntrackedAttributeError, Versioned, as_of, versioned_session
+from chrononaut import ChrononautException, UntrackedAttributeError, Versioned, as_of, versioned_session
 from chrononaut.exceptions import ReadOnlyError
 from tests.fix_models import Clock
 
@@ -203,6 +204,18 @@ def test_nothing_of_a_write_reaches_the_listeners(
             past.execute(sa.update(models.Note).values(text="x"))
         past.flush()
     assert heard == []
+
+
+def test_a_session_of_several_shards_is_refused(engine: sa.Engine, then: datetime) -> None:
+    """The past of a ShardedSession would be that of one shard, so it is refused instead."""
+    session = ShardedSession(
+        shard_chooser=lambda *arguments, **named: "one",
+        identity_chooser=lambda *arguments, **named: ["one"],
+        execute_chooser=lambda context: ["one"],
+        shards={"one": engine},
+    )
+    with session, pytest.raises(ChrononautException, match="on the engine of each"), as_of(session, then):
+        pass
 
 
 @pytest.fixture

@@ -126,6 +126,7 @@ class _PastSession(Session):
     def __init__(
         self, bind: Connection | None = None, *, binds: None = None, past: Past, outer: Session | None = None
     ) -> None:
+        _refuse_shards(outer)
         if isinstance(outer, _PastSession):
             # Another instant of the same database: nothing is seen through two pasts.
             bind, outer = cast("Connection | None", outer.bind), outer.outer
@@ -278,6 +279,18 @@ def _without_answers(listener: Callable[[ORMExecuteState], Any]) -> Callable[[OR
             )
 
     return listen
+
+
+def _refuse_shards(session: Session | None) -> None:
+    """Refuse a session of several databases at once: we would ask one of them only."""
+    # Whoever has such a session has imported its module.
+    if "sqlalchemy.ext.horizontal_shard" in sys.modules:
+        from sqlalchemy.ext.horizontal_shard import ShardedSession
+
+        if isinstance(session, ShardedSession):
+            raise ChrononautException(
+                "as_of() cannot read the past of several shards at once: open one on the engine of each."
+            )
 
 
 def _is_ours(key: Any) -> bool:
