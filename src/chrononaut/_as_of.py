@@ -20,7 +20,8 @@ from sqlalchemy.sql.functions import FunctionElement
 from chrononaut._history_record import HistoryRecord
 from chrononaut._left_out import forget_left_out
 from chrononaut._mapping import mapping_of
-from chrononaut._past_statements import AS_OF, Past, Unversioned, home_of, mark_past, row_lock_error
+from chrononaut._past_checks import row_lock_error
+from chrononaut._past_statements import AS_OF, Past, Unversioned, home_of, mark_past
 from chrononaut._types import as_utc
 from chrononaut.exceptions import ChrononautException, ReadOnlyError
 
