@@ -203,8 +203,8 @@ class _PastSession(Session):
         if memo not in self._options:
             if schemas is None:
                 bind: Any = self.get_bind(**state.bind_arguments)
-                schemas = bind.get_execution_options().get("schema_translate_map") or {}
-            self._options[memo] = self._past.execution_options(home, schemas, state.is_column_load)
+                schemas = bind.get_execution_options().get("schema_translate_map")
+            self._options[memo] = self._past.execution_options(home, schemas or {}, state.is_column_load)
         state.update_execution_options(**self._options[memo])
 
     # --- what is read only
