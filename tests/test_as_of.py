@@ -532,35 +532,3 @@ def test_listeners_go_when_the_past_is_closed(
     assert not list(session.connection().dispatch.before_cursor_execute) or "past" not in str(
         list(session.connection().dispatch.before_cursor_execute)
     )
-
-
-# MariaDB reports plans in another form; it looks up by key there, too.
-@pytest.mark.backends("sqlite-file", "sqlite-memory", "postgresql")
-def test_plans_use_the_indexes(models: Models, session: Session, then: datetime, engine: sa.Engine) -> None:
-    """A look-up by key goes through the keys of the live and the history table, and materialises nothing."""
-    plans: list[str] = []
-
-    with as_of(session, then) as past:
-        connection = session.connection()
-
-        def explain(conn: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-            prefix = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
-            plan = conn.connection.cursor()
-            if engine.dialect.name == "postgresql":
-                plan.execute("SET LOCAL enable_seqscan = off")
-            plan.execute(prefix + statement, parameters)
-            plans.append("\n".join(" ".join(map(str, row)) for row in plan.fetchall()))
-
-        past.scalar(sa.select(sa.literal(1)))
-        sa.event.listen(connection, "before_cursor_execute", explain)
-        past.get_one(models.User, 1)
-        sa.event.remove(connection, "before_cursor_execute", explain)
-    (plan,) = plans
-    if engine.dialect.name == "sqlite":
-        assert "SCAN" not in plan
-        assert "MATERIALIZE" not in plan
-        assert plan.count("SEARCH") >= 3
-    else:
-        assert "Seq Scan" not in plan
-        assert "CTE Scan" not in plan
-        assert plan.count("Index Cond") >= 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -20,7 +20,8 @@ from sqlalchemy.sql.functions import FunctionElement
 from chrononaut._history_record import HistoryRecord
 from chrononaut._left_out import forget_left_out
 from chrononaut._mapping import mapping_of
-from chrononaut._past_statements import Past, Unversioned, home_of, mark_past
+from chrononaut._past_checks import row_lock_error
+from chrononaut._past_statements import AS_OF, Past, Unversioned, home_of, mark_past
 from chrononaut._types import as_utc
 from chrononaut.exceptions import ChrononautException, ReadOnlyError
 
@@ -54,14 +55,17 @@ def as_of(target: Any, at: datetime, *, unversioned: Unversioned = "live") -> An
             print(user.email, [post.title for post in user.posts])
 
     :param target: a session, whose connection and transaction are used and left as they are, so that what it has
-        flushed is seen; or an engine or connection. Given an asynchronous one, use ``async with``.
+        flushed is seen; or an engine or connection. Given an asynchronous one, use ``async with``. A session's
+        ``do_orm_execute`` listeners hear the statements about the past, too, e.g. to filter by tenant, and find a copy
+        of its ``info`` there; ``info["chrononaut_as_of"]`` is the instant. A session of the past stands for the one
+        that it was opened on.
     :param at: the instant (aware). A state is seen from when it began (inclusive) to when it ended (exclusive); e.g.
         the ``changed`` of a history row shows what came after that row.
     :param unversioned: ``"live"`` shows tables that are not versioned as they are now, ``"raise"`` refuses them.
     :return: a context manager.
     :raises NaiveDatetimeError: if the instant has no zone.
-    :raises ReadOnlyError: in the session, for any attempt to write, for textual SQL, and for ``connection()``; at the
-        end of the block, if objects of the past were changed.
+    :raises ReadOnlyError: in the session, for any attempt to write or to lock rows, for textual SQL, and for
+        ``connection()``; at the end of the block, if objects of the past were changed.
     :raises HiddenAttributeError: in the session, where a hidden attribute is read or queried.
     :raises UntrackedAttributeError: in the session, where an untracked attribute is read or queried.
     """
@@ -123,22 +127,38 @@ class _PastSession(Session):
     def __init__(
         self, bind: Connection | None = None, *, binds: None = None, past: Past, outer: Session | None = None
     ) -> None:
+        _refuse_shards(outer)
+        if isinstance(outer, _PastSession):
+            # Another instant of the same database: nothing is seen through two pasts.
+            bind, outer = cast("Connection | None", outer.bind), outer.outer
         query_class = Query if outer is None else type(outer.query())
         super().__init__(bind, expire_on_commit=False, join_transaction_mode="rollback_only", query_cls=query_class)
-        mark_past(self, past)
         self._past = past
-        self._outer = outer
+        self.outer: Session | None = outer
         self._connections: list[Connection] = []
         self._options: dict[Any, dict[str, Any]] = {}
+        event.listen(self, "do_orm_execute", _refuse_writing)
+        if outer is not None:
+            self._hear(outer)
+        # The last, so that it sees what the others have made of the statement.
         event.listen(self, "do_orm_execute", _do_orm_execute)
         event.listen(self, "loaded_as_persistent", _loaded_as_persistent)
+        mark_past(self, past)
         if bind is not None:
             self._listen(bind)
+
+    def _hear(self, outer: Session) -> None:
+        """Have the outer session's listeners to statements hear ours, and find what they keep in its ``info``."""
+        heard = set(self.dispatch.do_orm_execute)
+        for listener in outer.dispatch.do_orm_execute:
+            if listener not in heard:
+                event.listen(self, "do_orm_execute", _without_answers(listener))
+        self.info.update((key, value) for key, value in outer.info.items() if not _is_ours(key))
 
     # --- where statements go
 
     def get_bind(self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **kw: Any) -> Any:
-        if self._outer is None:
+        if self.outer is None:
             return super().get_bind(mapper, clause=clause, bind=bind, **kw)
         cls: Any = getattr(inspect(mapper, raiseerr=False), "class_", None)
         if cls is not None and issubclass(cls, HistoryRecord):
@@ -146,7 +166,7 @@ class _PastSession(Session):
             mapper = mapping_of(cls.__chrononaut_model__).mapper
         arguments = {"mapper": mapper, "clause": clause, "bind": bind, **kw}
         known = {name: value for name, value in arguments.items() if value is not None}
-        connection = self._outer.connection(bind_arguments=known)
+        connection = self.outer.connection(bind_arguments=known)
         if connection not in self._connections:
             self._listen(connection)
         return connection
@@ -170,28 +190,22 @@ class _PastSession(Session):
         self._stop_listening()
 
     def prepare_statement(self, state: ORMExecuteState) -> None:
-        """Make a statement one about the past, or refuse it."""
+        """Make a statement one about the past."""
         statement: Any = state.statement  # not narrowed: a checker forgets the type arguments then
-        if not (state.is_select or isinstance(state.statement, FunctionElement)):
-            raise ReadOnlyError(
-                "The past can only be read, by select() or Query: DML would change it, and textual SQL would read "
-                "the present."
-            )
-        if state.execution_options.get("populate_existing"):
+        # Not state.execution_options, which is older than what other listeners have made of them.
+        given = {**statement.get_execution_options(), **state.local_execution_options}
+        if given.get("populate_existing"):
             self.expire_all()
         mapper = state.bind_mapper
         home = _home(mapper) or home_of(statement)
-        schemas: Any = state.execution_options.get("schema_translate_map")
-        if schemas is not None:
-            options = self._past.execution_options(home, schemas, state.is_column_load)
-        else:
-            memo = (mapper, home, state.is_column_load)
-            if memo not in self._options:
+        schemas = self._past.schemas_of(given)
+        memo = (mapper, home, state.is_column_load, None if schemas is None else tuple(schemas.items()))
+        if memo not in self._options:
+            if schemas is None:
                 bind: Any = self.get_bind(**state.bind_arguments)
-                schemas = bind.get_execution_options().get("schema_translate_map") or {}
-                self._options[memo] = self._past.execution_options(home, schemas, state.is_column_load)
-            options = self._options[memo]
-        state.update_execution_options(**options)
+                schemas = bind.get_execution_options().get("schema_translate_map")
+            self._options[memo] = self._past.execution_options(home, schemas or {}, state.is_column_load)
+        state.update_execution_options(**self._options[memo])
 
     # --- what is read only
 
@@ -220,8 +234,10 @@ class _PastSession(Session):
 
     # --- what history does not hold stays unloaded
 
-    def refresh(self, instance: Any, *args: Any, **kw: Any) -> None:
-        super().refresh(instance, *args, **kw)
+    def refresh(self, instance: Any, attribute_names: Any = None, with_for_update: Any = None) -> None:
+        if with_for_update:
+            raise row_lock_error()
+        super().refresh(instance, attribute_names)
         self._forget_left_out()
 
     def expire(self, instance: Any, *args: Any, **kw: Any) -> None:
@@ -237,9 +253,49 @@ class _PastSession(Session):
             forget_left_out(instance)
 
 
+def _refuse_writing(state: ORMExecuteState) -> None:
+    """Fire before the past session executes anything, and before the outer session's listeners do."""
+    if not (state.is_select or isinstance(state.statement, FunctionElement)):
+        raise ReadOnlyError(
+            "The past can only be read, by select() or Query: DML would change it, and textual SQL would read the "
+            "present."
+        )
+
+
 def _do_orm_execute(state: ORMExecuteState) -> None:
     """Fire before the past session executes anything, lazy and eager loads included."""
+    _refuse_writing(state)
     cast("_PastSession", state.session).prepare_statement(state)
+
+
+def _without_answers(listener: Callable[[ORMExecuteState], Any]) -> Callable[[ORMExecuteState], None]:
+    """Let a listener change the statements about the past, but not answer them: what it has cached is the present."""
+
+    def listen(state: ORMExecuteState) -> None:
+        """Fire before the past session executes anything."""
+        if listener(state) is not None:
+            raise ReadOnlyError(
+                f"The do_orm_execute listener {getattr(listener, '__qualname__', listener)} answered a statement about "
+                f'the past by itself. Let it leave the past alone: `if "{AS_OF}" in state.session.info: return`.'
+            )
+
+    return listen
+
+
+def _refuse_shards(session: Session | None) -> None:
+    """Refuse a session of several databases at once: we would ask one of them only."""
+    # Whoever has such a session has imported its module.
+    if "sqlalchemy.ext.horizontal_shard" in sys.modules:
+        from sqlalchemy.ext.horizontal_shard import ShardedSession
+
+        if isinstance(session, ShardedSession):
+            raise ChrononautException(
+                "as_of() cannot read the past of several shards at once: open one on the engine of each."
+            )
+
+
+def _is_ours(key: Any) -> bool:
+    return isinstance(key, str) and key.removeprefix("_").startswith("chrononaut_")
 
 
 def _loaded_as_persistent(session: Session, instance: object) -> None:

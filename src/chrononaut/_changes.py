@@ -73,7 +73,8 @@ def changes(
         for change in changes(session, since=midnight, user_id="ann@example.org"):
             print(change.changed, change.model.__name__, change.key, change.operation, change.diff)
 
-    What the session has flushed is seen, what is pending is not.
+    Tables without a class, which ``versioned_table`` gave a history, are not in it: query their history tables, or give
+    them a class that is ``Versioned``. What the session has flushed is seen, what is pending is not.
 
     :param session: a session, or one of the past. With an ``AsyncSession``, use ``async for``.
     :param since: only changes at or after this instant (inclusive; aware).

@@ -1,4 +1,4 @@
-"""Have statements read the past: check what they ask for, and rewrite what they name.
+"""Have statements read the past: have checked what they ask for, and rewrite what they name.
 
 The statements of a past session are compiled with a marker in place of each schema. What is sent to the database has
 each marked table replaced by a subquery of the table's past under the table's own name, so that whatever the ORM
@@ -8,38 +8,32 @@ makes of a statement, eager loads and inheritance included, comes out right with
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 from weakref import WeakSet
 
-from sqlalchemy import Column, Connection, Dialect, MetaData, Table
+from sqlalchemy import Connection, Dialect, MetaData, Table
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import ClauseElement, visitors
-from sqlalchemy.sql.dml import UpdateBase
-from sqlalchemy.sql.elements import TextClause
-from sqlalchemy.sql.selectable import Join
 
-from chrononaut._history_table import history_table_of, limited_name, versioned_tables
-from chrononaut._mapping import VersionedMapping, versioned_models
-from chrononaut._past_tables import AT, SchemaMap, left_out_columns, render_instant, render_past
+from chrononaut._history_table import limited_name, versioned_tables
+from chrononaut._mapping import versioned_models
+from chrononaut._past_checks import check_names, check_statement, unversioned_error
+from chrononaut._past_tables import AT, SchemaMap, render_instant, render_past
 from chrononaut._transaction import PAST
-from chrononaut.exceptions import (
-    ChrononautException,
-    HiddenAttributeError,
-    ReadOnlyError,
-    UntrackedAttributeError,
-)
+from chrononaut.exceptions import ChrononautException
+
+#: Where a session of the past keeps its instant, in its ``info``.
+AS_OF = "chrononaut_as_of"
 
 _MARKER = "chrononaut_past_"
 _MARKED = re.compile(
     _MARKER + r'(\d+)\.("(?:[^"]|"")*"|`(?:[^`]|``)*`|[^\s"`.,()]+)'  # the table
     r"(?=(\.)|(\s+AS\s)|)"  # as the prefix of a column, with an alias, or bare
 )
-#: What makes text more than a fragment over the columns of the statement that it stands in.
-_READS = re.compile(r"\b(select|from|join|table|with|insert|update|delete|call|exec|execute)\b", re.IGNORECASE)
 _CACHE_LIMIT = 1000
 
 Unversioned = Literal["live", "raise"]
@@ -99,6 +93,10 @@ class Past:
         return list(dict.fromkeys([None, *(None if table.schema is None else str(table.schema) for table in tables)]))
 
     @cached_property
+    def _markers(self) -> SchemaMap:
+        return {schema: f"{_MARKER}{number}" for number, schema in enumerate(self._schemas)}
+
+    @cached_property
     def _literals(self) -> dict[str, str]:
         return {}
 
@@ -108,9 +106,8 @@ class Past:
         :param home: the collection that the statement's first table is in, if known.
         :param schemas: by which names the application reaches its schemas.
         """
-        markers = {schema: f"{_MARKER}{number}" for number, schema in enumerate(self._schemas)}
         options: dict[str, Any] = {
-            "schema_translate_map": markers,
+            "schema_translate_map": self._markers,
             PAST: Request(self, home, schemas, is_column_load),
             # What is not in history would come as NULL into objects that exist; the past does not change anyway.
             "populate_existing": False,
@@ -118,6 +115,15 @@ class Past:
         if home is not None:
             options["compiled_cache"] = PastCache.of(home).compiled_statements()
         return options
+
+    def schemas_of(self, options: Mapping[str, Any]) -> SchemaMap | None:
+        """Return the application's own map of schemas among the options of a statement; None if it has none."""
+        schemas: SchemaMap | None = options.get("schema_translate_map")
+        if schemas != self._markers:
+            return schemas
+        # An eager load has the options of the statement that it belongs to.
+        request: Request = options[PAST]
+        return request.schemas
 
     def rewrite(
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
@@ -154,28 +160,17 @@ class Past:
         cache = None if request.home is None else PastCache.of(request.home)
         if cache is not None and self.unversioned == "live" and compiled in cache.checked:
             return
-        tables: set[Any] = set()
-        for element in visitors.iterate(context.invoked_statement):
-            tables.update(_check_element(element))
-        state = compiled.compile_state
-        if state is not None and state.statement is not None:
-            # What the ORM has added: eager loads, and the joins along relationships.
-            for element in visitors.iterate(state.statement):
-                part: Any = element
-                if isinstance(element, Table):
-                    tables.add(part)
-                elif isinstance(element, Join) and element.onclause is not None:
-                    for part in visitors.iterate(element.onclause):
-                        tables.update(_check_element(part))
+        tables, ctes = check_statement(context.invoked_statement, compiled.compile_state)
         for table in tables:
             self._check_table(table)
+            check_names(table, ctes)
         if cache is not None:
             cache.checked.add(compiled)
 
     def _check_table(self, table: Table) -> None:
         is_read_as_was = _has_past(table)
         if self.unversioned == "raise" and not is_read_as_was:
-            raise _unversioned_error(table.fullname)
+            raise unversioned_error(table.fullname)
         if is_read_as_was and table.metadata not in self.metadatas:
             raise ChrononautException(f"{table.fullname} was versioned after as_of() began: open the past anew.")
 
@@ -193,7 +188,7 @@ class Past:
         sql = None if table is None else _past_sql(table, dialect, request.schemas)
         if sql is None:
             if self.unversioned == "raise":
-                raise _unversioned_error(token)
+                raise unversioned_error(token)
             real = request.schemas.get(schema, schema)
             return (token if real is None else f"{dialect.identifier_preparer.quote(real)}.{token}"), ""
         name = token
@@ -220,6 +215,7 @@ def is_past(session: Session) -> bool:
 def mark_past(session: Session, past: Past) -> None:
     """Remember that a session reads the past."""
     session.info[PAST] = past
+    session.info[AS_OF] = past.at
 
 
 def home_of(statement: ClauseElement) -> MetaData | None:
@@ -246,60 +242,3 @@ def _unquoted(dialect: Dialect, token: str) -> str:
     if token[0] in '"`':
         token = token[1:-1].replace(token[0] * 2, token[0])
     return token.replace("%%", "%") if dialect.paramstyle in ("format", "pyformat") else token
-
-
-def _unversioned_error(name: str) -> ChrononautException:
-    return ChrononautException(
-        f"{name} is not versioned, so it cannot be read as it was. Version it, leave it out of the query, or pass "
-        "`unversioned='live'` to see it as it is now."
-    )
-
-
-def _check_element(element: Any) -> Sequence[Any]:
-    """Refuse what the past cannot answer; return the tables."""
-    given = element  # not narrowed: a checker forgets the type arguments then
-    if isinstance(element, Table):
-        return (given,)
-    if isinstance(element, UpdateBase):
-        raise ReadOnlyError(
-            "The past cannot be changed: a statement that reads it contains an INSERT, UPDATE or DELETE."
-        )
-    if isinstance(element, TextClause):
-        if _READS.search(element.text):
-            raise ReadOnlyError(
-                "Textual SQL would read the present, not the past: write it with select(), or run it in the live "
-                "session."
-            )
-    elif isinstance(element, Column):
-        for column in given.base_columns:
-            _check_column(column)
-    return ()
-
-
-def _check_column(column: Any) -> None:
-    table: Any = getattr(column, "table", None)
-    if not _is_versioned(table):
-        return
-    if any(column.key == other.key for other in left_out_columns(table)):
-        raise left_out_error(_mapping_of_table(table), table, column.key)
-
-
-def _mapping_of_table(table: Table) -> VersionedMapping | None:
-    return next((m for m in versioned_models() if any(each.live is table for each in m.tables)), None)
-
-
-def left_out_error(
-    mapping: VersionedMapping | None, table: Table, key: str
-) -> HiddenAttributeError | UntrackedAttributeError:
-    """Return the error about a column that history does not hold."""
-    if mapping is None:
-        return UntrackedAttributeError(table.name, key)
-    column = table.c[key]
-    name = next((name for name, own in mapping.mapper.columns.items() if own is column), key)
-    error = HiddenAttributeError if name in mapping.hidden else UntrackedAttributeError
-    return error(mapping.name, name)
-
-
-def _is_versioned(table: Any) -> bool:
-    given = table  # not narrowed: a checker forgets the type arguments then
-    return isinstance(table, Table) and history_table_of(given) is not None

@@ -10,11 +10,11 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Dialect,
+    Exists,
     FromClause,
     Table,
     and_,
     exists,
-    func,
     literal,
     literal_column,
     null,
@@ -76,6 +76,16 @@ def left_out_columns(table: Table) -> list[Column[Any]]:
     return [column for column in table.c if is_tracked(column) and column.key not in history.c]
 
 
+def names_behind(table: Table) -> set[str]:
+    """Return the names of the other tables that the past of a table is read from."""
+    tables = versioned_tables(table.metadata)
+    if table in tables:
+        base = _base(table, tables)
+        return {each.name for each in (tables[table], base, tables[base]) if each is not table}
+    live = next((live for live, history in tables.items() if history is table), None)
+    return set() if live is None else {tables[_base(live, tables)].name} - {table.name}
+
+
 def _render(statement: ClauseElement, dialect: Dialect, schemas: SchemaMap) -> str:
     how: dict[str, Any] = {"schema_translate_map": dict(schemas), "render_schema_translate": True} if schemas else {}
     return str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True}, **how))
@@ -84,25 +94,25 @@ def _render(statement: ClauseElement, dialect: Dialect, schemas: SchemaMap) -> s
 def _live_past(table: Table, tables: Mapping[Table, Table], dialect: Dialect) -> CompoundSelect[Any]:
     live, history = table.alias("l"), tables[table].alias("h")
     columns = [_live_column(table, column, live, tables) for column in table.c]
-    # As one value: asked as NOT EXISTS, PostgreSQL is tempted into hash joins and parallel workers for some rows.
-    is_current = func.coalesce(_began(table, tables, live) <= _at, true())
+    # Not NOT EXISTS, which PostgreSQL makes a join of, with parallel workers for a few rows. As a value it is looked up
+    # for each row if they are few, and if they are many it is hashed, provided that little has changed since.
+    is_current = _began_later(table, tables, live).is_not(true())
     current = select(*columns).where(is_current)
     return current.union_all(_ended_states(table, tables, history, dialect))
 
 
-def _began(table: Table, tables: Mapping[Table, Table], live: FromClause) -> ColumnElement[Any]:
-    """Return when a live row's state began: when its predecessor ended."""
+def _began_later(table: Table, tables: Mapping[Table, Table], live: FromClause) -> Exists:
+    """Return whether a live row's state began after the instant: that is when its predecessor ended."""
     base = _base(table, tables)
     before = tables[base].alias("p")
+    later = exists().where(*_same_key(table, tables, live, before), before.c[CHANGED] > _at)
     version = next((column.key for column in base.c if isinstance(column, VersionColumn)), None)
     if version is None:
-        last = func.max(before.c[CHANGED])
-        return select(last).where(*_same_key(table, tables, live, before)).scalar_subquery()
-    query = select(before.c[CHANGED]).where(*_same_key(table, tables, live, before))
+        return later
     if table is base:
-        return query.where(before.c[VERSION] == live.c[version] - 1).scalar_subquery()
+        return later.where(before.c[VERSION] == live.c[version] - 1)
     top = base.alias("b")
-    return query.where(*_same_key(table, tables, live, top), before.c[VERSION] == top.c[version] - 1).scalar_subquery()
+    return later.where(*_same_key(table, tables, live, top), before.c[VERSION] == top.c[version] - 1)
 
 
 def _ended_states(table: Table, tables: Mapping[Table, Table], history: FromClause, dialect: Dialect) -> Select[Any]:
