@@ -19,11 +19,9 @@ from sqlalchemy import (
     Insert,
     TextClause,
     Update,
-    event,
     literal,
     select,
 )
-from sqlalchemy.orm import Session
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import BinaryExpression
@@ -46,35 +44,11 @@ from chrononaut._change_info import ChangeInfoSource
 from chrononaut._history_table import VERSION
 from chrononaut._mapping import VersionedTable
 from chrononaut._suppression import is_suppressed
-from chrononaut._transaction import SessionConfig, is_own, transaction_of
+from chrononaut._transaction import TransactionState, is_own
 from chrononaut.exceptions import ChrononautException, UntrackedStatementError
 from chrononaut.typing import Operation
 
-_LISTENING = "_chrononaut_associations"
 _OVERWRITES = re.compile(r"\bDO UPDATE\b|\bON DUPLICATE KEY\b|\bOR REPLACE\b", re.IGNORECASE)
-
-
-def listen_to_associations(
-    session: Session, connection: Connection, config: SessionConfig, info: Callable[[], ChangeInfoSource]
-) -> None:
-    """Capture what is executed on a connection until the session's transaction ends.
-
-    :param info: returns the change info of what is being executed.
-    """
-    listening: dict[Connection, _Listener] = session.info.setdefault(_LISTENING, {})
-    if connection not in listening:
-        listener = listening[connection] = _Listener(session, config, info)
-        event.listen(connection, "before_execute", listener.before_execute, retval=True)
-        event.listen(connection, "after_execute", listener.after_execute)
-
-
-def forget_associations(session: Session) -> None:
-    """Stop listening, now that the transaction has ended."""
-    listening: dict[Connection, _Listener] | None = session.info.pop(_LISTENING, None)
-    for connection, listener in listening.items() if listening is not None else ():
-        if not connection.closed:
-            event.remove(connection, "before_execute", listener.before_execute)
-            event.remove(connection, "after_execute", listener.after_execute)
 
 
 @dataclass(slots=True)
@@ -82,7 +56,7 @@ class _Pending:
     """A statement that is being executed.
 
     :param keys: those of the rows that an INSERT makes; None where the database tells them.
-    :param count: how many rows an UPDATE or DELETE was found to match.
+    :param count: how many rows an UPDATE or DELETE was found to match; None if the result does not tell.
     """
 
     statement: UpdateBase
@@ -91,44 +65,49 @@ class _Pending:
     count: int | None = None
 
 
-class _Listener:
-    """Captures the statements on one connection, during one transaction of a session."""
+class AssociationHearer:
+    """Captures what the statements of a session's transaction do to versioned tables without a class.
 
-    def __init__(self, session: Session, config: SessionConfig, info: Callable[[], ChangeInfoSource]) -> None:
-        self._session = session
-        self._config = config
+    :param info: returns the change info of what is being executed.
+    """
+
+    def __init__(self, transaction: TransactionState, info: Callable[[], ChangeInfoSource]) -> None:
+        self._transaction = transaction
         self._info = info
         self._pending: _Pending | None = None
 
     def before_execute(
-        self, connection: Connection, statement: Any, multiparams: Any, params: Any, options: Mapping[str, Any]
-    ) -> tuple[Any, Any, Any]:
-        """Fire before a statement is executed: copy what it ends, and have it tell what it makes."""
+        self,
+        connection: Connection,
+        statement: Any,
+        parameters: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+    ) -> Any:
+        """Copy what a statement ends, and have it tell what it makes."""
         association = find_association(statement.table) if isinstance(statement, Insert | Update | Delete) else None
-        if association is not None and statement.table is association.base.live and not is_own(options):
-            parameters = list(multiparams) or [params]
-            if isinstance(statement, Insert):
-                statement = self._before_insert(association, statement, parameters)
-            elif not is_suppressed():
-                statement = self._before_change(connection, association, statement, parameters)
-        return statement, multiparams, params
+        if association is None or statement.table is not association.base.live or is_own(options):
+            return statement
+        if isinstance(statement, Insert):
+            return self._before_insert(association, statement, parameters)
+        return statement if is_suppressed() else self._before_change(connection, association, statement, parameters)
 
-    def after_execute(
-        self, connection: Connection, statement: Any, multiparams: Any, params: Any, options: Any, result: Any
-    ) -> None:
-        """Fire after a statement was executed."""
-        pending, is_ours = self._pending, self._pending is not None and self._pending.statement is statement
-        if pending is None or not is_ours:
+    def after_execute(self, connection: Connection, statement: Any, result: Any) -> None:
+        """Record the births, and count what was changed."""
+        pending = self._pending
+        if pending is None or pending.statement is not statement:
             return
         self._pending = None
         if isinstance(statement, Insert):
             keys = pending.keys
             self._begin(connection, pending.association, list(map(tuple, result)) if keys is None else keys)
-        elif not multiparams and pending.count != result.rowcount >= 0:
+        elif pending.count is not None and pending.count != result.rowcount >= 0:
             raise ChrononautException(
                 f"{result.rowcount} rows of {pending.association.base.live.name} changed, but {pending.count} were "
                 "found before: others were added at the same time. Roll back and try again."
             )
+
+    def before_cursor_execute(self, connection: Connection, sql: str, context: Any) -> None:
+        """There is nothing to do."""
 
     # --- rows that appear
 
@@ -172,7 +151,7 @@ class _Listener:
         if renumbered:
             renumber(connection, tables, renumbered)
         if births:
-            instant = transaction_of(self._session, self._config).instant.source(connection)
+            instant = self._transaction.instant.source(connection)
             insert_births(connection, tables, births, None, instant)
 
     # --- rows that change or go
@@ -196,13 +175,14 @@ class _Listener:
         info = self._info().of_class(association.hooks)
         versions = dict(_matching(connection, tables, statement, parameters, operation))
         if versions:
-            instant = transaction_of(self._session, self._config).instant.source(connection)
+            instant = self._transaction.instant.source(connection)
             wanted = [(key, version, info) for key, version in versions.items()]
             if copy_states(connection, tables, wanted, operation, instant) != len(wanted):
                 raise ChrononautException(f"Not all rows of {tables.live.name} could be copied to their history.")
         if isinstance(statement, Update):
             statement = statement.values({VERSION: live_version(tables) + 1})
-        self._pending = _Pending(statement, association, count=len(versions))
+        # A driver does not count the rows of a list of parameters.
+        self._pending = _Pending(statement, association, count=len(versions) if len(parameters) == 1 else None)
         return statement
 
 

@@ -123,6 +123,11 @@ class ChangeInfoHooks:
         return {}
 
 
+#: The hooks, the most general first.
+_HOOKS = tuple(name for name in vars(ChangeInfoHooks) if name.startswith(("_capture", "_fetch", "_get")))
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
+
+
 class ChangeInfoSource:
     """Compose the change info of one flush or statement; asks the provider once.
 
@@ -220,8 +225,7 @@ class ChangeInfoSource:
     def _hooks_of(self, cls: type) -> tuple[str, ...]:
         """Return the hooks that a class overrides, the most general first."""
         if cls not in self._hooks:
-            names = [name for name in vars(ChangeInfoHooks) if name.startswith(("_capture", "_fetch", "_get"))]
-            self._hooks[cls] = tuple(name for name in names if _is_overridden(cls, name))
+            self._hooks[cls] = tuple(name for name in _HOOKS if _is_overridden(cls, name))
         return self._hooks[cls]
 
 
@@ -234,7 +238,7 @@ def _is_overridden(cls: type, hook: str) -> bool:
 
 def _as_json(info: ChangeInfo, cls: type) -> str:
     try:
-        text = json.dumps(info, allow_nan=False, ensure_ascii=False)
+        text = _ENCODER.encode(info)
         text.encode()
     except (TypeError, ValueError) as error:
         raise ChangeInfoError(

@@ -16,12 +16,13 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn, cast
 
-from sqlalchemy import Connection, Insert, Update, event
+from sqlalchemy import Connection, Insert, Update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstanceState, LoaderCallableStatus, Session
 from sqlalchemy.orm.attributes import instance_state, set_attribute, set_committed_value
 from sqlalchemy.sql.dml import UpdateBase
 
+from chrononaut._association_writes import AssociationHearer
 from chrononaut._bulk import Writer
 from chrononaut._capture import (
     FIRST_BIRTH,
@@ -41,6 +42,7 @@ from chrononaut._change_info import ChangeInfoSource
 from chrononaut._conflict import read_conflict
 from chrononaut._dialect import may_read_the_past
 from chrononaut._gate import refuse_replacing, refuse_untracked
+from chrononaut._hearing import hear
 from chrononaut._history_table import CHANGE_INFO, CHANGED_ATTRIBUTE, VERSION
 from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping, mapping_of, target_of
 from chrononaut._post_update import find_post_updates
@@ -297,7 +299,7 @@ class Flush:
         endings = self._endings.get(connection)
         if endings is None:
             endings = self._endings[connection] = defaultdict(list)
-            listen(self.session, self.transaction, connection)
+            hear_transaction(self.session, self._config, connection)
         key: Any = state.key
         endings[mapping, operation].append((key[1], version, info))
         return version
@@ -451,41 +453,52 @@ class Flush:
             insert_births(connection, each, rows, lives[0].mapping.discriminator, instant)
 
 
-def listen(session: Session, transaction: TransactionState, connection: Connection) -> None:
-    """Listen on a connection of a session's transaction, until that ends."""
-    if connection in transaction.listeners:
-        return
+def hear_transaction(session: Session, config: SessionConfig, connection: Connection) -> None:
+    """Hear what a session executes on a connection, until its transaction ends."""
+    state = transaction_of(session, config)
+    if connection not in state.hearers:
+        associations = AssociationHearer(state, lambda: _change_info_of(session, config))
+        state.hearers[connection] = (_FlushHearer(session, state), associations)
+        hear(connection, state.hearers[connection])
 
-    def before_execute(conn: Connection, clauseelement: Any, multiparams: Any, params: Any, options: Any) -> Any:
-        """Fire before any statement of the transaction: what it ends must be copied first."""
-        if isinstance(clauseelement, UpdateBase):
-            flush: Flush | None = session.info.get(_FLUSH)
-            if flush is not None:
-                flush.write(conn)
-                if _is_of_unit_of_work(options):
-                    flush.cascade(conn, clauseelement, multiparams or [params])
-            if transaction.rewrite is not None:
-                clauseelement = transaction.rewrite(clauseelement)
-        return clauseelement, multiparams, params
 
-    def before_cursor_execute(
-        conn: Connection, cursor: object, sql: str, parameters: object, context: Any, executemany: bool
-    ) -> None:
-        """Fire before anything is sent to the database."""
+class _FlushHearer:
+    """Has copied what the statements of a session's transaction are about to end, and refuses what cannot be."""
+
+    def __init__(self, session: Session, transaction: TransactionState) -> None:
+        self._session = session
+        self._transaction = transaction
+
+    def before_execute(
+        self,
+        connection: Connection,
+        statement: Any,
+        parameters: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+    ) -> Any:
+        """Copy the states that a statement ends."""
+        if not isinstance(statement, UpdateBase):
+            return statement
+        flush: Flush | None = self._session.info.get(_FLUSH)
+        if flush is not None:
+            flush.write(connection)
+            if _is_of_unit_of_work(options):
+                flush.cascade(connection, statement, parameters)
+        rewrite = self._transaction.rewrite
+        return statement if rewrite is None else rewrite(statement)
+
+    def after_execute(self, connection: Connection, statement: Any, result: Any) -> None:
+        """There is nothing to do."""
+
+    def before_cursor_execute(self, connection: Connection, sql: str, context: Any) -> None:
+        """Refuse what would change versioned tables past their history."""
         if context.isinsert:
             refuse_replacing(sql, context)
         # What reads the past on this connection is for the past to allow or refuse.
         options = context.execution_options
-        if not transaction.lets_pass and PAST not in options and not is_own(options):
-            is_announced = _FLUSH in session.info and _is_of_unit_of_work(options)
-            refuse_untracked(session, conn, sql, context, is_announced)
-
-    transaction.listeners[connection] = {
-        "before_execute": before_execute,
-        "before_cursor_execute": before_cursor_execute,
-    }
-    event.listen(connection, "before_execute", before_execute, retval=True)
-    event.listen(connection, "before_cursor_execute", before_cursor_execute)
+        if not self._transaction.lets_pass and PAST not in options and not is_own(options):
+            is_announced = _FLUSH in self._session.info and _is_of_unit_of_work(options)
+            refuse_untracked(self._session, connection, sql, context, is_announced)
 
 
 def _is_of_unit_of_work(options: Mapping[str, Any]) -> bool:
@@ -511,7 +524,7 @@ def begin_flush(session: Session, config: SessionConfig) -> Flush:
     return flush
 
 
-def change_info_of(session: Session, config: SessionConfig) -> ChangeInfoSource:
+def _change_info_of(session: Session, config: SessionConfig) -> ChangeInfoSource:
     """Return the change info of what a session does now: that of its flush, if it is in one."""
     flush: Flush | None = session.info.get(_FLUSH)
     return ChangeInfoSource(config.change_info, config.require_extra_change_info) if flush is None else flush.info

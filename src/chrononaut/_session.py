@@ -17,8 +17,7 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from chrononaut._association_writes import forget_associations, listen_to_associations
-from chrononaut._flush import begin_flush, change_info_of, end_flush, listen
+from chrononaut._flush import begin_flush, end_flush, hear_transaction
 from chrononaut._history_record import HistoryRecord
 from chrononaut._mapping import mapping_of
 from chrononaut._statements import capture_statement
@@ -29,7 +28,6 @@ from chrononaut._transaction import (
     expire_listed,
     find_config,
     forget_transaction,
-    transaction_of,
 )
 from chrononaut.exceptions import ChrononautException
 from chrononaut.typing import ChangeInfoProvider, Clock
@@ -144,8 +142,7 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
     """Fire when a transaction begins on a connection."""
     config = find_config(session)
     if config is not None:
-        listen(session, transaction_of(session, config), connection)
-        listen_to_associations(session, connection, config, lambda: change_info_of(session, config))
+        hear_transaction(session, config, connection)
 
 
 def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
@@ -161,7 +158,6 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
     elif transaction.parent is None:
         end_flush(session)
         forget_transaction(session)
-        forget_associations(session)
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Result[Any] | None:

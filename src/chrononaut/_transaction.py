@@ -16,7 +16,6 @@ from sqlalchemy import (
     Text,
     bindparam,
     case,
-    event,
     func,
     literal_column,
     select,
@@ -27,6 +26,7 @@ from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from sqlalchemy.sql.dml import UpdateBase
 
 from chrononaut._dialect import is_mariadb
+from chrononaut._hearing import Hearer, stop_hearing
 from chrononaut._types import UTCDateTime, as_utc
 from chrononaut.exceptions import UnattachedSessionError
 from chrononaut.typing import ChangeInfoProvider, Clock
@@ -144,24 +144,20 @@ def instant_expression(kind: InstantKind) -> ColumnElement[datetime]:
     return select(sql_cast(func.split_part(text, "|", 2), DateTime(timezone=True))).scalar_subquery()
 
 
-#: What listens on a connection, by the name of the event.
-Listeners = dict[str, Callable[..., Any]]
-
-
 @dataclass(slots=True)
 class TransactionState:
     """What a session knows about its current transaction.
 
     :param root: the transaction.
     :param instant: when everything that it changes happens.
-    :param listeners: what listens on its connections.
+    :param hearers: who hears what is executed on its connections.
     :param rewrite: what makes the next statement write the version too.
     :param listed: the objects that an UPDATE by primary key gave new values, which a savepoint's rollback takes back.
     """
 
     root: SessionTransaction | None
     instant: Instant
-    listeners: dict[Connection, Listeners] = field(default_factory=dict[Connection, Listeners])
+    hearers: dict[Connection, tuple[Hearer, ...]] = field(default_factory=dict[Connection, tuple[Hearer, ...]])
     rewrite: Callable[[UpdateBase], UpdateBase] | None = None
     listed: list[InstanceState[Any]] = field(default_factory=list["InstanceState[Any]"])
     _passing: int = 0
@@ -205,9 +201,8 @@ def expire_listed(session: Session) -> None:
 
 
 def forget_transaction(session: Session) -> None:
-    """Forget a transaction that has ended, and stop listening on its connections."""
+    """Forget a transaction that has ended, and stop hearing its connections."""
     state = cast("TransactionState | None", session.info.pop(_TRANSACTION, None))
-    for connection, listeners in state.listeners.items() if state is not None else ():
+    for connection, hearers in state.hearers.items() if state is not None else ():
         if not connection.closed:
-            for name, listener in listeners.items():
-                event.remove(connection, name, listener)
+            stop_hearing(connection, hearers)
