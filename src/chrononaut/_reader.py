@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import ColumnElement, Select, and_, inspect, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, inspect, select
 from sqlalchemy.orm import InstanceState, Query, Session, object_session
 
 from chrononaut._history_record import HistoryRecord
-from chrononaut._mapping import VersionedMapping, mapping_of
+from chrononaut._history_table import CHANGED
+from chrononaut._mapping import VersionedMapping, VersionedTable, mapping_of
 from chrononaut._run_sync import to_be_awaited
-from chrononaut._types import as_utc
+from chrononaut._types import UTCDateTime, as_utc
 from chrononaut.exceptions import ChrononautException
 
 Model = TypeVar("Model")
@@ -63,11 +65,7 @@ def query_versions(
 
 def read_version_at(record: Model, at: datetime) -> HistoryRecord[Model] | Model | None:
     """Return the state that was valid at an instant: see ``Versioned.version_at``."""
-    history = mapping_of(type(record)).history_class
-    at = as_utc(at, "at")
-    session = session_of(record)
-    ended_later = select(history).where(is_record(record), history.changed > at).order_by(history.version).limit(1)
-    row = session.scalar(ended_later)
+    row = _read(record, _build_ended_later, at=as_utc(at, "at"))
     if row is None:
         return None if _is_gone(record) else record
     if row.operation == "insert" or (row.began is not None and row.began > at):
@@ -77,18 +75,46 @@ def read_version_at(record: Model, at: datetime) -> HistoryRecord[Model] | Model
 
 def read_previous_version(record: Model) -> HistoryRecord[Model] | None:
     """Return the latest ended state: see ``Versioned.previous_version``."""
-    history = mapping_of(type(record)).history_class
-    latest = select(history).where(is_record(record), history.operation != "insert")
-    row = session_of(record).scalar(latest.order_by(history.version.desc()).limit(1))
-    return cast("HistoryRecord[Model] | None", row)
+    return cast("HistoryRecord[Model] | None", _read(record, _build_latest))
 
 
 def read_has_changed_since(record: object, since: datetime) -> bool:
     """Tell whether any state ended later: see ``Versioned.has_changed_since``."""
-    history = mapping_of(type(record)).history_class
+    return _read(record, _build_has_ended_later, at=as_utc(since, "since")) is not None
+
+
+def _read(record: object, build: Callable[[VersionedTable, VersionedMapping], Select[Any]], **values: Any) -> Any:
+    """Return the answer of a query about a record, which is built once for each model."""
+    mapping = mapping_of(type(record))
+    session = session_of(record)
+    key = {f"key_{number}": part for number, part in enumerate(key_of(mapping, record))}
+    return session.scalar(mapping.base.statement(build, mapping), key | values)
+
+
+def _build_ended_later(base: VersionedTable, mapping: VersionedMapping) -> Select[Any]:
+    history = mapping.history_class
+    return select(history).where(*_has_key(base), _ends_later(base)).order_by(history.version).limit(1)
+
+
+def _build_has_ended_later(base: VersionedTable, mapping: VersionedMapping) -> Select[Any]:
     # Not EXISTS: a session that chooses the database by mapper would not find one in it.
-    ended_later = select(history.version).where(is_record(record), history.changed > as_utc(since, "since")).limit(1)
-    return session_of(record).scalar(ended_later) is not None
+    return select(mapping.history_class.version).where(*_has_key(base), _ends_later(base)).limit(1)
+
+
+def _build_latest(base: VersionedTable, mapping: VersionedMapping) -> Select[Any]:
+    history = mapping.history_class
+    latest = select(history).where(*_has_key(base), history.operation != "insert")
+    return latest.order_by(history.version.desc()).limit(1)
+
+
+def _has_key(base: VersionedTable) -> Iterator[ColumnElement[bool]]:
+    for number, column in enumerate(base.history_key):
+        yield column == bindparam(f"key_{number}", type_=column.type)
+
+
+def _ends_later(base: VersionedTable) -> ColumnElement[bool]:
+    changed = base.history.c[CHANGED]
+    return changed > bindparam("at", type_=UTCDateTime())
 
 
 def is_record(record: object) -> ColumnElement[bool]:
