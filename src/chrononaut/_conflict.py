@@ -1,20 +1,47 @@
-"""What another writer changed meanwhile."""
+"""Records that another writer changed meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 from sqlalchemy import Column, ColumnElement, Connection, Enum, and_, select, type_coerce
 
-from chrononaut._capture import Key
+from chrononaut._capture import Key, read_current
 from chrononaut._dialect import may_read_the_past
 from chrononaut._history_table import VERSION
 from chrononaut._mapping import VersionedMapping, VersionedTable, mapped_columns
 from chrononaut._types import LenientEnum
+from chrononaut._wanted import WantedRecord
+from chrononaut.exceptions import ChrononautException, StaleVersionError
+from chrononaut.typing import Operation
 
 
-def read_conflict(
+def raise_stale(
+    connection: Connection,
+    table: VersionedTable,
+    endings: Mapping[tuple[VersionedMapping, Operation], Sequence[WantedRecord]],
+) -> NoReturn:
+    """Find the record that does not have the version that it was read with, and say so.
+
+    :param endings: the records, by what was about to end their states.
+    :raises StaleVersionError: with what the other writer changed.
+    """
+    for (mapping, _), records in endings.items():
+        keys = [key for key, _, _ in records]
+        current = read_current(connection, [mapping.base], keys, lock=may_read_the_past(connection))
+        found = {row.key: row.version for row in current}
+        for key, version, _ in records:
+            if found.get(key) != version:
+                changes = _read_conflict(connection, mapping, key, version)
+                raise StaleVersionError(mapping.name, key, version, found.get(key), changes)
+    raise ChrononautException(
+        f"Not all rows of {table.live.name} could be copied to {table.history.name}, although each has the version "
+        "that was expected. Is a column type lossy, so that a key read from the database does not find its row?"
+    )
+
+
+def _read_conflict(
     connection: Connection, mapping: VersionedMapping, key: Key, expected: int
 ) -> dict[str, tuple[Any, Any]]:
     """Return what changed in a record since a version, as ``{attribute: (then, now)}``, without hidden columns."""

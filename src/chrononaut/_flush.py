@@ -14,33 +14,25 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from functools import cached_property
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, cast
 
 from sqlalchemy import Connection, Insert, Update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstanceState, LoaderCallableStatus, Session
 from sqlalchemy.orm.attributes import instance_state, set_attribute, set_committed_value
 from sqlalchemy.sql.dml import UpdateBase
 
 from chrononaut._association_writes import AssociationHearer
+from chrononaut._births import NewLife, begin_lives
 from chrononaut._bulk import Writer
 from chrononaut._capture import (
-    FIRST_BIRTH,
-    Birth,
     Key,
-    LastState,
     copy_states,
-    find_last_states,
-    insert_births,
     lock_records,
-    may_be_used,
     read_current,
-    renumber,
 )
 from chrononaut._cascades import Cascade, dependents_of, refuse_key_change
 from chrononaut._change_info import ChangeInfoSource
-from chrononaut._conflict import read_conflict
-from chrononaut._dialect import may_read_the_past
+from chrononaut._conflict import raise_stale
 from chrononaut._gate import refuse_replacing, refuse_untracked
 from chrononaut._hearing import hear
 from chrononaut._history_table import CHANGE_INFO, CHANGED_ATTRIBUTE, VERSION
@@ -58,21 +50,6 @@ NO_VALUE = LoaderCallableStatus.NO_VALUE
 _NO_NAMES: frozenset[str] = frozenset()
 
 
-class _NewLife(NamedTuple):
-    """A record that the flush inserts."""
-
-    mapping: VersionedMapping
-    state: InstanceState[Any]
-    is_key_given: bool
-    is_suppressed: bool
-    previous_key: ChangeInfo | None
-
-    @property
-    def has_birth(self) -> bool:
-        """Whether its birth is recorded."""
-        return self.mapping.track_inserts and not self.is_suppressed
-
-
 class Flush:
     """What one flush changes, and the writing of its history."""
 
@@ -82,7 +59,7 @@ class Flush:
         self._is_suppressed = is_suppressed()
         self._info: ChangeInfoSource | None = None
         self._endings: dict[Connection, dict[tuple[VersionedMapping, Operation], list[WantedRecord]]] = {}
-        self._lives: dict[tuple[Connection, VersionedTable], list[_NewLife]] = defaultdict(list)
+        self._lives: dict[tuple[Connection, VersionedTable], list[NewLife]] = defaultdict(list)
         self._old_values: dict[InstanceState[Any], dict[str, Any]] = {}
         self._passed_over: list[tuple[VersionedMapping, InstanceState[Any]]] = []
         self._post_updates: dict[InstanceState[Any], frozenset[str]] = {}
@@ -281,7 +258,7 @@ class Flush:
     ) -> None:
         is_given = all(state.dict.get(name) is not None for name in mapping.key_attributes)
         self._lives[connection, mapping.base].append(
-            _NewLife(mapping, state, is_given, self._is_suppressed, previous_key)
+            NewLife(mapping, state, is_given, self._is_suppressed, previous_key)
         )
         _set(state, VERSION, 0)
 
@@ -363,7 +340,7 @@ class Flush:
                 groups[table, operation] = records if held is None else [*held, *records]
         for (table, operation), records in groups.items():
             if copy_states(connection, table, records, operation, instant) != len(records):
-                _raise_stale(connection, table, endings)
+                raise_stale(connection, table, endings)
 
     def cascade(self, connection: Connection, statement: UpdateBase, parameters: Sequence[Mapping[str, Any]]) -> None:
         """Capture what the database itself will do to the rows that refer to those of a statement."""
@@ -390,7 +367,8 @@ class Flush:
             self._refuse_late_changes(mapping, state)
         with self.transaction.passing() if self._lives else nullcontext():
             for (connection, table), lives in self._lives.items():
-                self._number(connection, table, lives)
+                instant = self.transaction.instant.source(connection)
+                begin_lives(connection, table, lives, lambda: self.info, instant)
         if self._info is not None:
             self._info.spend_appended()
 
@@ -402,55 +380,6 @@ class Flush:
                 "registered after the mappers were configured, too late to record it. Register the listener "
                 "before the first query, or change the record in a `before_flush` listener."
             )
-
-    def _number(self, connection: Connection, table: VersionedTable, lives: list[_NewLife]) -> None:
-        """Number new records, after the history that their key may already have, and record their births."""
-        keys = [tuple(life.mapping.mapper.primary_key_from_instance(life.state.obj())) for life in lives]
-        used = [key for key, life in zip(keys, lives, strict=True) if may_be_used(connection, table, life.is_key_given)]
-        if not (used and may_read_the_past(connection)):
-            last = find_last_states(connection, table, used) if used else {}
-            self._record_births(connection, table, keys, lives, last)
-            return
-        # To read the present is to lock it, and at REPEATABLE READ the gaps between the keys too, in which others then
-        # cannot insert theirs. So number after what a plain read shows; if that is of the past, the number is taken.
-        if all(life.has_birth for life in lives):
-            try:
-                with connection.begin_nested() if len(lives) > 1 else nullcontext():
-                    last = find_last_states(connection, table, used)
-                    self._record_births(connection, table, keys, lives, last)
-                return
-            except IntegrityError:
-                pass
-        self._record_births(connection, table, keys, lives, find_last_states(connection, table, used, lock=True))
-
-    def _record_births(
-        self,
-        connection: Connection,
-        table: VersionedTable,
-        keys: Sequence[Key],
-        lives: Sequence[_NewLife],
-        last: Mapping[Key, LastState],
-    ) -> None:
-        births: dict[VersionedTable, list[Birth]] = defaultdict(list)
-        renumbered: dict[Key, int] = {}
-        for key, life in zip(keys, lives, strict=True):
-            ended = last.get(key)
-            version = FIRST_BIRTH if ended is None else ended.version + 1
-            if life.has_birth:
-                began = None if ended is None else ended.changed
-                info = self.info.of_object(life.state, previous_key=life.previous_key)
-                birth = Birth(key, version, began, info, _discriminator(life))
-                for each in life.mapping.tables:
-                    births[each].append(birth)
-                version += 1
-            if max(version, 0) != 0:
-                renumbered[key] = version
-                set_committed_value(life.state.obj(), VERSION, version)
-        if renumbered:
-            renumber(connection, table, renumbered)
-        instant = self.transaction.instant.source(connection)
-        for each, rows in births.items():
-            insert_births(connection, each, rows, lives[0].mapping.discriminator, instant)
 
 
 def hear_transaction(session: Session, config: SessionConfig, connection: Connection) -> None:
@@ -578,33 +507,6 @@ def _is_known(mapping: VersionedMapping, state: InstanceState[Any]) -> bool:
         if old is NO_VALUE and name in mapping.noticed:
             return False
     return mapping.bookkept.issubset(state.dict)
-
-
-def _discriminator(life: _NewLife) -> Any:
-    column = life.mapping.discriminator
-    if column is None:
-        return None
-    return getattr(life.state.obj(), life.mapping.mapper.get_property_by_column(column).key)
-
-
-def _raise_stale(
-    connection: Connection,
-    table: VersionedTable,
-    endings: Mapping[tuple[VersionedMapping, Operation], Sequence[WantedRecord]],
-) -> NoReturn:
-    """Find the record that does not have the version that it was read with, and say so."""
-    for (mapping, _), records in endings.items():
-        keys = [key for key, _, _ in records]
-        current = read_current(connection, [mapping.base], keys, lock=may_read_the_past(connection))
-        found = {row.key: row.version for row in current}
-        for key, version, _ in records:
-            if found.get(key) != version:
-                changes = read_conflict(connection, mapping, key, version)
-                raise StaleVersionError(mapping.name, key, version, found.get(key), changes)
-    raise ChrononautException(
-        f"Not all rows of {table.live.name} could be copied to {table.history.name}, although each has the version "
-        "that was expected. Is a column type lossy, so that a key read from the database does not find its row?"
-    )
 
 
 def _identity(state: InstanceState[Any]) -> Key:
