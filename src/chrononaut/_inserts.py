@@ -42,11 +42,15 @@ class Insertion(Execution):
         if self.mapper is not None:
             mapping = mapping_in(mapping, self.mapper)
         self._refuse(mapping, table)
-        before = self._loaded(mapping)
+        returns_objects = self.is_of_model and len(self.statement.exported_columns) > 0
+        before = self._loaded(mapping) if returns_objects else set[Key]()
         result, keys, are_given = self._run(mapping, table)
         with self.transaction.passing():
             versions = self._record(mapping, keys, are_given)
-        self._renumber_objects(mapping, versions, before)
+        if versions and returns_objects:
+            frozen = result.freeze()  # the objects must be there
+            self._renumber_objects(mapping, versions, before)
+            result = frozen()
         return result
 
     # --- what cannot be captured
@@ -58,12 +62,15 @@ class Insertion(Execution):
                 f"An INSERT into {table.name} adds half of each {mapping.name}. Add the records to the session, or "
                 f"execute `insert({mapping.name})` with a list of parameters."
             )
-        own = {VERSION} | {name for name in (CHANGE_INFO, CHANGED, CHANGED_ATTRIBUTE) if mapping.has_marks}
         for names in (*self._given(), self._assigned(versioned)):
-            if own & set(names):
-                raise UntrackedStatementError(
-                    f"{mapping.name}.{min(own & set(names))} is chrononaut's own: a statement cannot set it."
-                )
+            self._refuse_own(mapping, names)
+
+    def _refuse_own(self, mapping: VersionedMapping, names: Iterable[str]) -> None:
+        own = {VERSION} | {name for name in (CHANGE_INFO, CHANGED, CHANGED_ATTRIBUTE) if mapping.has_marks}
+        if given := own & set(names):
+            raise UntrackedStatementError(
+                f"{mapping.name}.{min(given)} is chrononaut's own: a statement cannot set it."
+            )
 
     def _given(self) -> Iterable[Mapping[str, Any]]:
         """Return the parameters of each row."""
@@ -196,11 +203,12 @@ class Insertion(Execution):
             return None
         values = self.marks(table, marks)
         statement = cast("Insert", self.statement)
-        if self.state.is_executemany:
+        if self._is_listed:
             by_name = {column.key: value.value for column, value in values.items()}
             if self.is_of_model:
                 by_name = {CHANGE_INFO: by_name[CHANGE_INFO], CHANGED_ATTRIBUTE: by_name[CHANGED]}
-            return self.run(statement, [by_name] * len(cast("Sequence[Any]", self.state.parameters)))
+            every = [by_name] * len(cast("Sequence[Any]", self.state.parameters))
+            return self.run(self._marking(table, statement), every if self.state.is_executemany else by_name)
         try:
             marked = statement.values(values)
             str(marked)  # a list of values shows only now
@@ -209,4 +217,8 @@ class Insertion(Execution):
                 f"An INSERT into {table.name} from a SELECT, or with a list of values(), cannot be given its "
                 "change marks. Execute it with a list of parameters."
             ) from error
-        return self.run(marked)
+        return self.run(self._marking(table, marked))
+
+    def _marking(self, table: Any, statement: Insert) -> Insert:
+        """Return the statement that is executed, which gives new rows their marks."""
+        return statement

@@ -95,12 +95,6 @@ class OnConflict:
                 raise UntrackedStatementError(
                     f"An upsert of {self.name} can be captured only if it is given plain values for {names}."
                 )
-            for target in self.targets:
-                if any(row.value(column) is UNKNOWN for column in target) and not _is_generated(target):
-                    names = ", ".join(column.key for column in target)
-                    raise UntrackedStatementError(
-                        f"An upsert of {self.name} may conflict by {names}, which has a default here: give it a value."
-                    )
         for target in self.targets:
             keys = [key for row in given if (key := row.target(target)) is not None]
             if len(set(keys)) < len(keys):
@@ -126,10 +120,6 @@ class OnConflict:
                         f"{column.key} out of what it sets."
                     )
         return changed
-
-
-def _is_generated(target: Target) -> bool:
-    return target == tuple(target[0].table.primary_key) and len(target) == 1
 
 
 # --- reading the clause

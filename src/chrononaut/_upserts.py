@@ -24,7 +24,6 @@ from chrononaut._on_conflict import (
     match,
     read_on_conflict,
 )
-from chrononaut._suppression import is_suppressed
 from chrononaut._wanted import WantedRecord, keys_in
 from chrononaut.exceptions import RecordLockedError, UntrackedStatementError
 
@@ -60,9 +59,6 @@ class Upsertion(Insertion):
         self.flush()
         with self.transaction.passing():
             result, keys = self._execute(mapping, clause, given)
-        if self.is_of_model and len(self.statement.exported_columns):
-            frozen = result.freeze()  # the objects must be there to be given the numbers of new lives
-            result = frozen()
         return result, keys, is_key_given
 
     # --- what is given
@@ -81,7 +77,7 @@ class Upsertion(Insertion):
                 f"An upsert of {table.name} with a parameter {name!r} that is no column cannot be captured. "
                 "Give the value itself, in place of the parameter."
             )
-        if not parameters and (listed := self._listed_values(table)):
+        if not parameters and (listed := self._listed_values(mapping, table)):
             return listed
         own = {
             column: value.effective_value if isinstance(value, BindParameter) else UNKNOWN
@@ -98,10 +94,11 @@ class Upsertion(Insertion):
             for row in parameters or [{}]
         ]
 
-    def _listed_values(self, table: Table) -> list[dict[Column[Any], Any]]:
+    def _listed_values(self, mapping: VersionedMapping, table: Table) -> list[dict[Column[Any], Any]]:
         """Return the rows of a list of values(), which SQLAlchemy shows in the compiled statement only."""
         compiled = self.statement.compile(dialect=self.connection.dialect).params
         columns = [column for column in table.c if f"{column.key}_m0" in compiled]
+        self._refuse_own(mapping, (column.key for column in columns))
         rows: list[dict[Column[Any], Any]] = []
         while row := {
             column: compiled[name] for column in columns if (name := f"{column.key}_m{len(rows)}") in compiled
@@ -144,8 +141,9 @@ class Upsertion(Insertion):
                     savepoint.commit()
                 return result, keys
         raise UntrackedStatementError(
-            f"The rows of {mapping.base.live.name} are not those that this upsert was given, so it was undone. Are "
-            "two rows of its list the same to the database, or does a trigger change what is inserted?"
+            f"This upsert wrote other rows of {mapping.base.live.name} than it was given plain values for, so it was "
+            "undone. Are two rows of its list the same to the database? Do they conflict by a column of which only the "
+            "database knows the value?"
         ) from error
 
     def _read(
@@ -240,10 +238,7 @@ class Upsertion(Insertion):
 
     # --- tables that are not versioned
 
-    def _insert_unversioned(self, table: Any) -> Result[Any] | None:
-        marks = [column for column in getattr(table, "c", ()) if isinstance(column, RecordChangesColumn)]
-        if marks and not is_suppressed():
-            self.statement = extended(
-                cast("Insert", self.statement), lambda inserted: {column: inserted[column.key] for column in marks}
-            )
-        return super()._insert_unversioned(table)
+    def _marking(self, table: Any, statement: Insert) -> Insert:
+        """Return the statement that is executed, which gives the rows that it updates the marks of new ones."""
+        marks = [column for column in table.c if isinstance(column, RecordChangesColumn)]
+        return extended(statement, lambda inserted: {column: inserted[column.key] for column in marks})
