@@ -111,7 +111,8 @@ class OnConflict:
         """
         changed: set[Column[Any]] = set()
         for column, source in self.sources.items():
-            value = row.value(source) if isinstance(source, Column) else source
+            known: Any = source  # not narrowed: a checker forgets the type arguments then
+            value = row.value(known) if isinstance(source, Column) else source
             if value is UNKNOWN or column.type.compare_values(current[column], value) is not True:
                 changed.add(column)
                 if column.primary_key:
@@ -174,7 +175,7 @@ def read_on_conflict(statement: Insert, mapping: VersionedMapping) -> OnConflict
 
 def _assignments(clause: Any) -> Iterator[tuple[Any, Any]]:
     values: Any = clause.update if clause.__visit_name__ == _ON_DUPLICATE else clause.update_values_to_set
-    for key, value in values.items() if isinstance(values, Mapping) else values:
+    for key, value in _pairs(values):
         yield key, value.__clause_element__() if hasattr(value, "__clause_element__") else value
 
 
@@ -193,8 +194,9 @@ def _name(key: Any) -> str:
 
 def _source(value: Any, live: Table) -> Any:
     """Return the value that a column is set to, the column of the given row that it is in, or ``UNKNOWN``."""
+    given: Any = value  # not narrowed: a checker forgets the type arguments then
     if isinstance(value, BindParameter):
-        return UNKNOWN if value.required else value.effective_value
+        return UNKNOWN if given.required else given.effective_value
     if isinstance(value, Null):
         return None
     table = getattr(value, "table", None)
@@ -259,7 +261,6 @@ def extended(statement: Insert, more: Callable[[Any], Mapping[Column[Any], Colum
     def extend_conflict(clause: Any) -> None:
         added, values = more(cast("Any", statement).excluded), clause.update_values_to_set
         kept = [(key, value) for key, value in _pairs(values) if _name(key) not in _keys(added)]
-        # A list in SQLAlchemy 2.0, which may hold other values than its types say.
         clause.update_values_to_set = type(values)([*kept, *added.items()])
 
     def extend_duplicate(clause: Any) -> None:
@@ -271,7 +272,8 @@ def extended(statement: Insert, more: Callable[[Any], Mapping[Column[Any], Colum
 
 
 def _pairs(values: Any) -> list[tuple[Any, Any]]:
-    return list(values.items() if isinstance(values, Mapping) else values)
+    """Return what a clause sets: SQLAlchemy 2.0 has a list there, 2.1 a mapping."""
+    return list(values.items() if hasattr(values, "items") else values)
 
 
 def _keys(added: Mapping[Column[Any], Any]) -> set[str]:
@@ -323,8 +325,11 @@ def match(
         for row in current
         for target in targets
     }
-    found = [{index[known] for target in targets if (known := (target, row.target(target))) in index} for row in given]
-    if len(set().union(*found)) < len(current):
+    found: list[set[Key]] = []
+    for row in given:
+        known = ((target, key) for target in targets if (key := row.target(target)) is not None)
+        found.append({index[each] for each in known if each in index})
+    if len({key for keys in found for key in keys}) < len(current):
         # A collation may take 'a' for 'A', and a type may round.
         for keys, row in zip(found, given, strict=True):
             if not keys:

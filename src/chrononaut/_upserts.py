@@ -182,9 +182,9 @@ class Upsertion(Insertion):
         base = mapping.base
         wanted: list[WantedRecord] = []
         unchanged: list[Key] = []
-        lock = mapping.lock_column
+        lock = cast("Column[Any] | None", mapping.lock_column)
         for row, values, current in found:
-            if lock is not None and values[cast("Column[Any]", lock)] and clause.assigned != {lock}:
+            if lock is not None and values[lock] and clause.assigned - {lock}:
                 raise RecordLockedError(mapping.name, current.key)
             changed = clause.changed(row, values)
             if changed or clause.is_touching:
