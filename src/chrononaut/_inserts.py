@@ -134,7 +134,8 @@ class Insertion(Execution):
             width = len(frozen.metadata.keys) - len(key)
             keys = [tuple(row)[width:] for row in frozen.data]
             result = frozen().columns(*range(width))
-        return result, keys, is_select or any(part is not None for each in given for part in each)
+        # What values() gives is not known here.
+        return result, keys, not self._is_listed or any(part is not None for each in given for part in each)
 
     # --- their history
 

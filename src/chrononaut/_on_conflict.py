@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import (
     BindParameter,
     Column,
-    ColumnElement,
     Connection,
     Insert,
     Table,
@@ -18,7 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.elements import Null
-from sqlalchemy.sql.visitors import cloned_traverse, iterate
+from sqlalchemy.sql.visitors import iterate
 
 from chrononaut._assignments import is_noticed
 from chrononaut._capture import CurrentRow, Key, live_version, lock_rows
@@ -28,7 +27,7 @@ from chrononaut._wanted import keys_in
 from chrononaut.exceptions import UntrackedStatementError
 
 #: What each database calls the clause, as SQLAlchemy's visitors know it.
-_ON_CONFLICT, _ON_DUPLICATE = "on_conflict_do_update", "on_duplicate_key_update"
+ON_CONFLICT, ON_DUPLICATE = "on_conflict_do_update", "on_duplicate_key_update"
 #: A value that only the database knows.
 UNKNOWN: Any = object()
 
@@ -37,7 +36,7 @@ Target = tuple[Column[Any], ...]
 
 def is_upsert(statement: Any) -> bool:
     """Tell whether an INSERT updates the rows that it conflicts with."""
-    return any(node.__visit_name__ in (_ON_CONFLICT, _ON_DUPLICATE) for node in statement.get_children())
+    return any(node.__visit_name__ in (ON_CONFLICT, ON_DUPLICATE) for node in statement.get_children())
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +131,7 @@ def read_on_conflict(statement: Insert, mapping: VersionedMapping) -> OnConflict
     :raises UntrackedStatementError: if that cannot be captured.
     """
     clauses: list[Any] = [node for node in statement.get_children() if "on_conflict" in node.__visit_name__]
-    clauses += [node for node in statement.get_children() if node.__visit_name__ == _ON_DUPLICATE]
+    clauses += [node for node in statement.get_children() if node.__visit_name__ == ON_DUPLICATE]
     clause, table = clauses[0], mapping.base
     if len(clauses) > 1:
         raise UntrackedStatementError(f"An upsert of {mapping.name} with several ON CONFLICT cannot be captured.")
@@ -174,13 +173,13 @@ def read_on_conflict(statement: Insert, mapping: VersionedMapping) -> OnConflict
 
 
 def _assignments(clause: Any) -> Iterator[tuple[Any, Any]]:
-    values: Any = clause.update if clause.__visit_name__ == _ON_DUPLICATE else clause.update_values_to_set
-    for key, value in _pairs(values):
+    values: Any = clause.update if clause.__visit_name__ == ON_DUPLICATE else clause.update_values_to_set
+    for key, value in pairs_of(values):
         yield key, value.__clause_element__() if hasattr(value, "__clause_element__") else value
 
 
 def _column(key: Any, live: Table, mapping: VersionedMapping) -> Column[Any]:
-    name = _name(key)
+    name = name_of(key)
     if name not in live.c:
         raise UntrackedStatementError(
             f"An upsert of {mapping.name} that sets {key} cannot be captured: {live.name} has no such column."
@@ -188,7 +187,8 @@ def _column(key: Any, live: Table, mapping: VersionedMapping) -> Column[Any]:
     return live.c[name]
 
 
-def _name(key: Any) -> str:
+def name_of(key: Any) -> str:
+    """Return the key of what a clause names: a column, an attribute, or the key itself."""
     return key if isinstance(key, str) else str(getattr(key, "key", ""))
 
 
@@ -207,7 +207,7 @@ def _source(value: Any, live: Table) -> Any:
 
 def _targets(clause: Any, mapping: VersionedMapping) -> tuple[Target, ...]:
     live = mapping.base.live
-    if clause.__visit_name__ == _ON_DUPLICATE:
+    if clause.__visit_name__ == ON_DUPLICATE:
         return tuple(dict.fromkeys(_in_key_order(target, mapping) for _, target in _unique_keys(mapping)))
     name = getattr(clause, "constraint_target", None)
     if name is not None:
@@ -220,7 +220,7 @@ def _targets(clause: Any, mapping: VersionedMapping) -> tuple[Target, ...]:
         )
     found: list[Column[Any]] = []
     for element in clause.inferred_target_elements or ():
-        key = _name(element)
+        key = name_of(element)
         if key not in live.c:
             raise UntrackedStatementError(
                 f"An upsert of {mapping.name} by something else than columns cannot be captured."
@@ -252,32 +252,9 @@ def _unique_keys(mapping: VersionedMapping) -> Iterator[tuple[str, Target]]:
             yield str(index.name), tuple(index.columns)
 
 
-def extended(statement: Insert, more: Callable[[Any], Mapping[Column[Any], ColumnElement[Any]]]) -> Insert:
-    """Return an upsert that sets more columns of the rows that are there already.
-
-    :param more: what it sets, from the columns of the given row.
-    """
-
-    def extend_conflict(clause: Any) -> None:
-        added, values = more(cast("Any", statement).excluded), clause.update_values_to_set
-        kept = [(key, value) for key, value in _pairs(values) if _name(key) not in _keys(added)]
-        clause.update_values_to_set = type(values)([*kept, *added.items()])
-
-    def extend_duplicate(clause: Any) -> None:
-        added = more(clause.inserted_alias.c)
-        kept = {key: value for key, value in clause.update.items() if _name(key) not in _keys(added)}
-        clause.update = kept | {column.key: value for column, value in added.items()}
-
-    return cloned_traverse(statement, {}, {_ON_CONFLICT: extend_conflict, _ON_DUPLICATE: extend_duplicate})
-
-
-def _pairs(values: Any) -> list[tuple[Any, Any]]:
+def pairs_of(values: Any) -> list[tuple[Any, Any]]:
     """Return what a clause sets: SQLAlchemy 2.0 has a list there, 2.1 a mapping."""
     return list(values.items() if hasattr(values, "items") else values)
-
-
-def _keys(added: Mapping[Column[Any], Any]) -> set[str]:
-    return {column.key for column in added}
 
 
 # --- which rows are there

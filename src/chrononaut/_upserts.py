@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from sqlalchemy import BindParameter, Column, Insert, Result, Table, literal_column
+from sqlalchemy import BindParameter, Column, ColumnElement, Insert, Result, Table, literal_column
+from sqlalchemy.sql.visitors import cloned_traverse
 
 from chrononaut._assignments import attributes_of, read_assignments
 from chrononaut._bulk import Rows, as_text
@@ -15,13 +16,16 @@ from chrononaut._history_table import RecordChangesColumn
 from chrononaut._inserts import Insertion
 from chrononaut._mapping import VersionedMapping
 from chrononaut._on_conflict import (
+    ON_CONFLICT,
+    ON_DUPLICATE,
     UNKNOWN,
     GivenRow,
     OnConflict,
-    extended,
     find_by_targets,
     has_default,
     match,
+    name_of,
+    pairs_of,
     read_on_conflict,
 )
 from chrononaut._wanted import WantedRecord, keys_in
@@ -55,7 +59,7 @@ class Upsertion(Insertion):
     def _run(self, mapping: VersionedMapping, table: Table) -> tuple[Result[Any], list[Key], bool]:
         clause = read_on_conflict(cast("Insert", self.statement), mapping)
         given = clause.checked([GivenRow(row) for row in self._rows(mapping, table)])
-        is_key_given = all(row.values.get(column) is not None for row in given for column in mapping.base.key)
+        is_key_given = any(row.values.get(column) is not None for row in given for column in mapping.base.key)
         self.flush()
         with self.transaction.passing():
             result, keys = self._execute(mapping, clause, given)
@@ -112,7 +116,7 @@ class Upsertion(Insertion):
     def _execute(
         self, mapping: VersionedMapping, clause: OnConflict, given: Sequence[GivenRow]
     ) -> tuple[Result[Any], list[Key]]:
-        statement = extended(
+        statement = _extended(
             cast("Insert", self.statement),
             # No parameter, which would keep drivers from sending many rows at once.
             lambda _: {live_version(mapping.base): live_version(mapping.base) + literal_column("1")},
@@ -241,4 +245,27 @@ class Upsertion(Insertion):
     def _marking(self, table: Any, statement: Insert) -> Insert:
         """Return the statement that is executed, which gives the rows that it updates the marks of new ones."""
         marks = [column for column in table.c if isinstance(column, RecordChangesColumn)]
-        return extended(statement, lambda inserted: {column: inserted[column.key] for column in marks})
+        return _extended(statement, lambda inserted: {column: inserted[column.key] for column in marks})
+
+
+def _extended(statement: Insert, more: Callable[[Any], Mapping[Column[Any], ColumnElement[Any]]]) -> Insert:
+    """Return an upsert that sets more columns of the rows that are there already.
+
+    :param more: what it sets, from the columns of the given row.
+    """
+
+    def extend_conflict(clause: Any) -> None:
+        added, values = more(cast("Any", statement).excluded), clause.update_values_to_set
+        kept = [(key, value) for key, value in pairs_of(values) if name_of(key) not in _keys(added)]
+        clause.update_values_to_set = type(values)([*kept, *added.items()])
+
+    def extend_duplicate(clause: Any) -> None:
+        added = more(clause.inserted_alias.c)
+        kept = {key: value for key, value in clause.update.items() if name_of(key) not in _keys(added)}
+        clause.update = kept | {column.key: value for column, value in added.items()}
+
+    return cloned_traverse(statement, {}, {ON_CONFLICT: extend_conflict, ON_DUPLICATE: extend_duplicate})
+
+
+def _keys(added: Mapping[Column[Any], Any]) -> set[str]:
+    return {column.key for column in added}
