@@ -206,16 +206,52 @@ def test_hidden_columns_are_named(session: Session, user: Model, people: list[Mo
 
 
 def test_defaults_take_the_place_of_what_is_not_given(
-    session: Session, user: Model, people: list[Model], upsert: Upsert
+    base: type[DeclarativeBase], engine: sa.Engine, session: Session, upsert: Upsert
 ) -> None:
-    """What the row would have been given by default counts, not NULL."""
-    people[0].n = 5
-    session.commit()
-    statement = upsert(user, lambda new, old: {"number": new.number})
-    session.execute(statement, [{"id": 1, "n": None}, {"id": 2, "n": None}])
-    assert [row[3] for row in data(session, user)] == [0, 0]
-    session.expire_all()
-    assert [past.n for past in people[0].versions()] == [0, 5]
+    """A row that holds NULL changes by a default, though nothing is given, or None in a model's list."""
+
+    class Level(Versioned, base):
+        __tablename__ = "level"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[int | None] = mapped_column(default=7)
+
+    base.metadata.create_all(engine)
+    session.execute(sa.insert(Level.__table__), [{"id": number, "name": None} for number in (1, 2, 3)])
+    statement = upsert(Level, names)
+    session.execute(statement.values(id=1))
+    session.execute(statement, [{"id": 2, "name": None}])
+    session.execute(statement.values(id=3, name=None))
+    assert data(session, Level) == [(1, 7), (2, 7), (3, None)]
+    assert versions(session, Level) == {1: 1, 2: 1, 3: 0}
+
+
+def test_rows_that_keep_their_values_are_not_touched(
+    base: type[DeclarativeBase], engine: sa.Engine, session: Session, upsert: Upsert
+) -> None:
+    """A column that an UPDATE would set keeps its value in an upsert, as SQLAlchemy has it."""
+
+    class Note(Versioned, base):
+        __tablename__ = "note"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str | None]
+        touched: Mapped[int] = mapped_column(default=1, onupdate=2)
+
+    base.metadata.create_all(engine)
+    session.execute(sa.insert(Note), [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}])
+    session.execute(upsert(Note, names), [{"id": 1, "name": "a"}, {"id": 2, "name": "x"}])
+    assert data(session, Note) == [(1, "a", 1), (2, "x", 1)]
+    assert versions(session, Note) == {1: 0, 2: 1}
+
+
+@pytest.mark.backends("mariadb")  # the only one that assigns one after the other
+def test_ordered_assignments(session: Session, user: Model, people: list[Model]) -> None:
+    """An upsert whose assignments have an order keeps it."""
+    table = user.__table__
+    statement = mysql.insert(user).values(id=1, name="x")
+    ordered = [("hits", table.c.number), ("number", table.c.number + 1), ("name", statement.inserted.name)]
+    session.execute(statement.on_duplicate_key_update(ordered))
+    assert data(session, user)[0] == (1, "a@x", "x", 1, None, 0)
+    assert past(session, user)[1] == (1, 0, "a", "update")
 
 
 def test_key_that_was_used_before_is_numbered_on(
