@@ -596,6 +596,7 @@ REFUSED: dict[str, tuple[Callable[[Session, Model, Upsert], Any], str]] = {
     "listed version": (lambda s, u, up: s.execute(up(u, names).values([{"id": 1, "version": 3}])), "chrononaut's own"),
     "of version": (lambda s, u, up: s.execute(up(u, lambda new, old: {"number": old.version}).values(id=1)), "by the"),
     "twice": (lambda s, u, up: s.execute(up(u, names), [{"id": 1, "name": "x"}, {"id": 1, "name": "y"}]), "twice"),
+    "new twice": (lambda s, u, up: s.execute(up(u, names), [{"id": 9, "name": "x"}, {"id": 9, "name": "y"}]), "twice"),
     "parameter": (
         lambda s, u, up: s.execute(
             up(u.__table__, lambda new, old: {"name": sa.bindparam("k")}), [{"id": 1, "k": "x"}]

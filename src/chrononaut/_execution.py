@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, cast
 
 from sqlalchemy import Column, Connection, Result, Table, Update, literal
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session
-from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 from sqlalchemy.sql.dml import UpdateBase
 
 from chrononaut._bulk import Writer
 from chrononaut._change_info import ChangeInfoSource
-from chrononaut._history_table import CHANGE_INFO, CHANGED, VERSION
+from chrononaut._history_table import CHANGE_INFO, CHANGED
 from chrononaut._mapping import VersionedMapping
 from chrononaut._transaction import SessionConfig, TransactionState, transaction_of
 
@@ -109,11 +108,3 @@ def mapping_in(mapping: VersionedMapping, mapper: Mapper[Any]) -> VersionedMappi
 def kind_of(statement: UpdateBase) -> str:
     """Return what a statement is, e.g. ``UPDATE``."""
     return str(statement.__visit_name__).upper()
-
-
-def objects_in(session: Session, mapping: VersionedMapping) -> Iterator[InstanceState[Any]]:
-    """Yield the objects of a model in a session whose version is known."""
-    for target in session.identity_map.values():
-        state: InstanceState[Any] = instance_state(target)
-        if isinstance(target, mapping.mapper.class_) and VERSION in state.dict:
-            yield state

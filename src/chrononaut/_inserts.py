@@ -20,9 +20,10 @@ from chrononaut._capture import (
     may_be_used,
     renumber,
 )
-from chrononaut._execution import Execution, mapping_in, objects_in
+from chrononaut._execution import Execution, mapping_in
 from chrononaut._history_table import CHANGE_INFO, CHANGED, CHANGED_ATTRIBUTE, VERSION, RecordChangesColumn
 from chrononaut._mapping import VersionedMapping, VersionedTable, model_of, target_of
+from chrononaut._present import versions_in_session
 from chrononaut._suppression import is_suppressed
 from chrononaut._wanted import keys_in
 from chrononaut.exceptions import UntrackedStatementError
@@ -169,11 +170,11 @@ class Insertion(Execution):
         """Return the keys of the objects in the session that keep the state they have, whatever is returned."""
         if self.state.execution_options.get("populate_existing"):
             return set()
-        return {cast("Key", state.identity) for state in objects_in(self.session, mapping)}
+        return {cast("Key", state.identity) for state in versions_in_session(self.session, mapping)}
 
     def _renumber_objects(self, mapping: VersionedMapping, versions: Mapping[Key, int], before: set[Key]) -> None:
         """Give the objects that the statement returned the versions of their new lives."""
-        for state in objects_in(self.session, mapping) if versions else ():
+        for state in versions_in_session(self.session, mapping) if versions else ():
             key = cast("Key", state.identity)
             target = state.obj()
             if target is not None and key in versions and key not in before:
