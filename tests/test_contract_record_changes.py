@@ -50,6 +50,14 @@ def test_insert_and_update_set_the_marks(session: Session, clock: Clock) -> None
     assert (visit.change_info, visit.changed) == (info("second"), clock.now)
 
 
+def test_insert_of_one_row_by_parameters_sets_the_marks(session: Session, clock: Clock) -> None:
+    """As one of several rows does."""
+    with rationale("first"):
+        session.execute(sa.insert(Visit), {"id": 1, "note": "a"})
+    visit = session.get_one(Visit, 1)
+    assert (visit.change_info, visit.changed) == (info("first"), clock.now)
+
+
 def test_no_change_leaves_the_marks(session: Session, clock: Clock) -> None:
     """Neither an untouched record nor one set to the same value."""
     visit = Visit(note="a")

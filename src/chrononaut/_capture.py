@@ -16,6 +16,7 @@ from sqlalchemy import (
     Integer,
     Select,
     String,
+    Table,
     Text,
     Update,
     and_,
@@ -312,7 +313,13 @@ def renumber(connection: Connection, table: VersionedTable, versions: Mapping[Ke
 
 def _build_renumbering(table: VersionedTable) -> Update:
     keys = (column == bindparam(f"live_key_{number}", type_=column.type) for number, column in enumerate(table.key))
-    return update(table.live).where(*keys).values({live_version(table).key: bindparam("live_version")})
+    return amend(table.live).where(*keys).values({live_version(table).key: bindparam("live_version")})
+
+
+def amend(live: Table) -> Update:
+    """Return an update of our own bookkeeping, which leaves alone what any other update of a row changes besides."""
+    touched = (each for each in live.c if each.onupdate is not None or each.server_onupdate is not None)
+    return update(live).values({column: column for column in touched if column.computed is None})
 
 
 # --- what the database holds now

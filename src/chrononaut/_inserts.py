@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Column, Insert, Result, Table, bindparam, select, update
+from sqlalchemy import Column, Insert, Result, Table, bindparam, select
 from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm.attributes import set_committed_value
 
 from chrononaut._assignments import read_assignments
 from chrononaut._capture import (
     FIRST_BIRTH,
     Birth,
     Key,
+    amend,
     find_last_states,
     insert_births,
     may_be_used,
@@ -21,6 +23,7 @@ from chrononaut._capture import (
 from chrononaut._execution import Execution, mapping_in
 from chrononaut._history_table import CHANGE_INFO, CHANGED, CHANGED_ATTRIBUTE, VERSION, RecordChangesColumn
 from chrononaut._mapping import VersionedMapping, VersionedTable, model_of, target_of
+from chrononaut._present import versions_in_session
 from chrononaut._suppression import is_suppressed
 from chrononaut._wanted import keys_in
 from chrononaut.exceptions import UntrackedStatementError
@@ -40,9 +43,15 @@ class Insertion(Execution):
         if self.mapper is not None:
             mapping = mapping_in(mapping, self.mapper)
         self._refuse(mapping, table)
+        returns_objects = self.is_of_model and len(self.statement.exported_columns) > 0
+        before = self._loaded(mapping) if returns_objects else set[Key]()
         result, keys, are_given = self._run(mapping, table)
         with self.transaction.passing():
-            self._record(mapping, keys, are_given)
+            versions = self._record(mapping, keys, are_given)
+        if versions and returns_objects:
+            frozen = result.freeze()  # the objects must be there
+            self._renumber_objects(mapping, versions, before)
+            result = frozen()
         return result
 
     # --- what cannot be captured
@@ -54,18 +63,15 @@ class Insertion(Execution):
                 f"An INSERT into {table.name} adds half of each {mapping.name}. Add the records to the session, or "
                 f"execute `insert({mapping.name})` with a list of parameters."
             )
-        kinds = {str(getattr(node, "__visit_name__", "")) for node in self.statement.get_children()}
-        if kinds & {"on_conflict_do_update", "on_duplicate_key_update"}:
-            raise UntrackedStatementError(
-                f"An INSERT into {table.name} that updates what is there already cannot be captured. Update and insert "
-                "by statements of their own, or `session.merge()` the records."
-            )
-        own = {VERSION} | {name for name in (CHANGE_INFO, CHANGED, CHANGED_ATTRIBUTE) if mapping.has_marks}
         for names in (*self._given(), self._assigned(versioned)):
-            if own & set(names):
-                raise UntrackedStatementError(
-                    f"{mapping.name}.{min(own & set(names))} is chrononaut's own: a statement cannot set it."
-                )
+            self._refuse_own(mapping, names)
+
+    def _refuse_own(self, mapping: VersionedMapping, names: Iterable[str]) -> None:
+        own = {VERSION} | {name for name in (CHANGE_INFO, CHANGED, CHANGED_ATTRIBUTE) if mapping.has_marks}
+        if given := own & set(names):
+            raise UntrackedStatementError(
+                f"{mapping.name}.{min(given)} is chrononaut's own: a statement cannot set it."
+            )
 
     def _given(self) -> Iterable[Mapping[str, Any]]:
         """Return the parameters of each row."""
@@ -90,7 +96,8 @@ class Insertion(Execution):
         """Execute the statement; return its result, the keys of the new records, and whether they were given."""
         statement = cast("Insert", self.statement)
         has_returning = len(statement.exported_columns) > 0
-        skips = any(node.__visit_name__ == "on_conflict_do_nothing" for node in statement.get_children())
+        # Not all of its rows are new then; nor are they if it updates some while versioning is suppressed.
+        skips = any(node.__visit_name__.startswith("on_") for node in statement.get_children())
         names = mapping.key_attributes if self.is_of_model else tuple(column.key for column in mapping.base.key)
         given = [tuple(row.get(name) for name in names) for row in self._given()]
         is_select = statement.select is not None
@@ -128,11 +135,13 @@ class Insertion(Execution):
             width = len(frozen.metadata.keys) - len(key)
             keys = [tuple(row)[width:] for row in frozen.data]
             result = frozen().columns(*range(width))
-        return result, keys, is_select or any(part is not None for each in given for part in each)
+        # What values() gives is not known here.
+        return result, keys, not self._is_listed or any(part is not None for each in given for part in each)
 
     # --- their history
 
-    def _record(self, mapping: VersionedMapping, keys: list[Key], are_given: bool) -> None:
+    def _record(self, mapping: VersionedMapping, keys: list[Key], are_given: bool) -> dict[Key, int]:
+        """Number the new records, and write their births; return the versions of those whose key was used before."""
         base, connection = mapping.base, self.connection
         used = keys if may_be_used(connection, base, are_given) else []
         last = find_last_states(connection, base, used) if used else {}
@@ -155,6 +164,21 @@ class Insertion(Execution):
             insert_births(connection, table, births, mapping.discriminator, self.writer.instant)
         if mapping.has_marks and keys and not is_suppressed():
             self._mark(mapping, keys)
+        return versions
+
+    def _loaded(self, mapping: VersionedMapping) -> set[Key]:
+        """Return the keys of the objects in the session that keep the state they have, whatever is returned."""
+        if self.state.execution_options.get("populate_existing"):
+            return set()
+        return {cast("Key", state.identity) for state in versions_in_session(self.session, mapping)}
+
+    def _renumber_objects(self, mapping: VersionedMapping, versions: Mapping[Key, int], before: set[Key]) -> None:
+        """Give the objects that the statement returned the versions of their new lives."""
+        for state in versions_in_session(self.session, mapping) if versions else ():
+            key = cast("Key", state.identity)
+            target = state.obj()
+            if target is not None and key in versions and key not in before:
+                set_committed_value(target, VERSION, versions[key])
 
     def _discriminators(self, mapping: VersionedMapping, keys: list[Key]) -> dict[Key, Any]:
         column, base = mapping.discriminator, mapping.base
@@ -170,7 +194,7 @@ class Insertion(Execution):
         names = [f"marked_key_{number}" for number in range(len(mapping.base.key))]
         pairs = zip(mapping.base.key, names, strict=True)
         condition = (column == bindparam(name, type_=column.type) for column, name in pairs)
-        statement = update(live).where(*condition).values(self.marks(live, marks))
+        statement = amend(live).where(*condition).values(self.marks(live, marks))
         self.connection.execute(statement, [dict(zip(names, key, strict=True)) for key in keys])
 
     # --- tables that are not versioned
@@ -181,11 +205,12 @@ class Insertion(Execution):
             return None
         values = self.marks(table, marks)
         statement = cast("Insert", self.statement)
-        if self.state.is_executemany:
+        if self._is_listed:
             by_name = {column.key: value.value for column, value in values.items()}
             if self.is_of_model:
                 by_name = {CHANGE_INFO: by_name[CHANGE_INFO], CHANGED_ATTRIBUTE: by_name[CHANGED]}
-            return self.run(parameters=[by_name] * len(cast("Sequence[Any]", self.state.parameters)))
+            every = [by_name] * len(cast("Sequence[Any]", self.state.parameters))
+            return self.run(self._marking(table, statement), every if self.state.is_executemany else by_name)
         try:
             marked = statement.values(values)
             str(marked)  # a list of values shows only now
@@ -194,4 +219,8 @@ class Insertion(Execution):
                 f"An INSERT into {table.name} from a SELECT, or with a list of values(), cannot be given its "
                 "change marks. Execute it with a list of parameters."
             ) from error
-        return self.run(marked)
+        return self.run(self._marking(table, marked))
+
+    def _marking(self, table: Any, statement: Insert) -> Insert:
+        """Return the statement that is executed, which gives new rows their marks."""
+        return statement

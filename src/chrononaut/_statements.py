@@ -9,9 +9,11 @@ from sqlalchemy.orm import ORMExecuteState
 from sqlalchemy.sql.dml import UpdateBase
 
 from chrononaut._inserts import Insertion
+from chrononaut._on_conflict import is_upsert
 from chrononaut._suppression import is_suppressed
 from chrononaut._transaction import find_config
 from chrononaut._updates import Change
+from chrononaut._upserts import Upsertion
 
 
 def capture_statement(state: ORMExecuteState) -> Result[Any] | None:
@@ -26,5 +28,6 @@ def capture_statement(state: ORMExecuteState) -> Result[Any] | None:
     if config is None:
         return None
     if state.is_insert:
-        return Insertion(state, config).insert()
+        is_captured_upsert = is_upsert(state.statement) and not is_suppressed()
+        return (Upsertion if is_captured_upsert else Insertion)(state, config).insert()
     return None if is_suppressed() else Change(state, config).change()
