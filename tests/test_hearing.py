@@ -27,7 +27,7 @@ def note(base: type[DeclarativeBase], engine: sa.Engine) -> Model:
     return Note
 
 
-def lives(session: Session, note: Model) -> list[tuple[int, int, str]]:
+def lives(session: Session, note: Model) -> list[tuple[Any, ...]]:
     history = history_class(note)
     query = sa.select(history.id, history.version, history.operation).order_by(history.id, history.version)
     return [tuple(row) for row in session.execute(query)]

@@ -163,7 +163,7 @@ class VersionedMapping:
             )
         return name
 
-    @cached_property
+    @property
     def lock_column(self) -> ColumnElement[bool] | None:
         """The live column that locks a record, even if only another class of the hierarchy has it."""
         return next((column for column in self.base.live.c if isinstance(column, LockColumn)), None)
