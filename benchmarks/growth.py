@@ -6,6 +6,7 @@ with the median seconds of each piece of work for each size.
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import statistics
@@ -148,6 +149,7 @@ def main() -> None:
     for number in range(rounds + 1):
         for name, work in WORK.items():
             for each in grown[number % len(grown) :] + grown[: number % len(grown)]:
+                gc.collect()
                 taken = work(each)
                 if number > 0:  # the first round warms up
                     seconds[name][each.size].append(taken)

@@ -7,6 +7,7 @@ one JSON object a line, ``{"scenario": name}``, and answers with one, ``{"second
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import random
@@ -80,6 +81,7 @@ class Worker:
         steps = prepare()
         next(steps)
         rows, self.statements = self._rows(), 0
+        gc.collect()  # what was left behind by the work before is not part of this
         started = time.perf_counter()
         next(steps, None)
         seconds = time.perf_counter() - started

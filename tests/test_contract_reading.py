@@ -182,6 +182,43 @@ def test_version_at_an_instant_before_the_record_was(user: User, times: list[dat
     assert user.version_at(times[0] - timedelta(days=1)) is None
 
 
+@pytest.mark.parametrize("erased", [range(0), range(0, 100, 3), range(40, 100), range(20, 75)])
+def test_version_at_of_a_record_with_many_versions(
+    session: Session, clock: Clock, statements: RecordStatements, erased: range
+) -> None:
+    """Each instant finds its state by one statement, whatever of the history was erased."""
+    setting = Setting(name="x", value="0")
+    session.add(setting)
+    born = clock.now
+    session.commit()
+    ends: list[datetime] = []
+    for number in range(1, 81):
+        clock.advance()
+        setting.value = str(number)
+        session.commit()
+        ends.append(clock.now)
+    history = history_class(Setting)
+    with suppress_versioning(allow_deleting_history=True):
+        session.execute(sa.delete(history).where(history.version.in_(list(erased))))
+    session.commit()
+    assert setting.version == 80
+    for number, ended in enumerate(ends):
+        began = ends[number - 1] if number else born
+        for at in (began, ended - TINY):
+            with statements() as log:
+                row = setting.version_at(at)
+            assert log.verbs == ["SELECT"]
+            is_after_all = not [each for each in range(number, 80) if each not in erased]
+            assert row is not None or number in erased
+            if number not in erased:
+                assert row is not None
+                assert row.value == str(number)
+            elif is_after_all:
+                assert row is setting
+    assert setting.version_at(ends[-1]) is setting
+    assert setting.version_at(born - TINY) is None
+
+
 def test_version_at_of_a_fresh_record(session: Session, clock: Clock) -> None:
     """Its birth tells when it began."""
     user = User(email="a")

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from math import isqrt
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, inspect, select
+from sqlalchemy import ColumnElement, FromClause, Select, and_, bindparam, func, inspect, select
 from sqlalchemy.orm import InstanceState, Query, Session, object_session
 
 from chrononaut._history_record import HistoryRecord
-from chrononaut._history_table import CHANGED
+from chrononaut._history_table import CHANGED, VERSION
 from chrononaut._mapping import VersionedMapping, VersionedTable, mapping_of
 from chrononaut._run_sync import to_be_awaited
 from chrononaut._types import UTCDateTime, as_utc
 from chrononaut.exceptions import ChrononautException
 
 Model = TypeVar("Model")
+
+#: From how many versions of a record on it pays not to look through them from the first.
+_MANY = 16
 
 
 def history_class(model: type[Model]) -> type[HistoryRecord[Model]]:
@@ -65,7 +69,12 @@ def query_versions(
 
 def read_version_at(record: Model, at: datetime) -> HistoryRecord[Model] | Model | None:
     """Return the state that was valid at an instant: see ``Versioned.version_at``."""
-    row = _read(record, _build_ended_later, at=as_utc(at, "at"))
+    at = as_utc(at, "at")
+    versions = cast("InstanceState[Any]", inspect(record)).dict.get(VERSION, 0)
+    if versions < _MANY:
+        row = _read(record, _build_ended_later, at=at)
+    else:
+        row = _read(record, _build_ended_later_of_many, at=at, marks=list(range(0, versions, isqrt(versions))))
     if row is None:
         return None if _is_gone(record) else record
     if row.operation == "insert" or (row.began is not None and row.began > at):
@@ -93,12 +102,22 @@ def _read(record: object, build: Callable[[VersionedTable, VersionedMapping], Se
 
 def _build_ended_later(base: VersionedTable, mapping: VersionedMapping) -> Select[Any]:
     history = mapping.history_class
-    return select(history).where(*_has_key(base), _ends_later(base)).order_by(history.version).limit(1)
+    return select(history).where(*_has_key(base), _ends_later(base.history)).order_by(history.version).limit(1)
+
+
+def _build_ended_later_of_many(base: VersionedTable, mapping: VersionedMapping) -> Select[Any]:
+    """Look at some versions here and there first, and then only behind the last of them that had ended."""
+    marks = base.history.alias("marks")
+    is_mark = marks.c[VERSION].in_(bindparam("marks", expanding=True))
+    # Added to, so that no database goes backwards through all versions to find it.
+    last = select(func.max(marks.c[VERSION] + 0)).where(*_has_key(base, marks), is_mark, ~_ends_later(marks))
+    start = func.coalesce(last.scalar_subquery(), -1)
+    return _build_ended_later(base, mapping).where(base.history.c[VERSION] >= start)
 
 
 def _build_has_ended_later(base: VersionedTable, mapping: VersionedMapping) -> Select[Any]:
     # Not EXISTS: a session that chooses the database by mapper would not find one in it.
-    return select(mapping.history_class.version).where(*_has_key(base), _ends_later(base)).limit(1)
+    return select(mapping.history_class.version).where(*_has_key(base), _ends_later(base.history)).limit(1)
 
 
 def _build_latest(base: VersionedTable, mapping: VersionedMapping) -> Select[Any]:
@@ -107,14 +126,14 @@ def _build_latest(base: VersionedTable, mapping: VersionedMapping) -> Select[Any
     return latest.order_by(history.version.desc()).limit(1)
 
 
-def _has_key(base: VersionedTable) -> Iterator[ColumnElement[bool]]:
+def _has_key(base: VersionedTable, history: FromClause | None = None) -> Iterator[ColumnElement[bool]]:
     for number, column in enumerate(base.history_key):
-        yield column == bindparam(f"key_{number}", type_=column.type)
+        own = column if history is None else history.c[column.key]
+        yield own == bindparam(f"key_{number}", type_=column.type)
 
 
-def _ends_later(base: VersionedTable) -> ColumnElement[bool]:
-    changed = base.history.c[CHANGED]
-    return changed > bindparam("at", type_=UTCDateTime())
+def _ends_later(history: FromClause) -> ColumnElement[bool]:
+    return history.c[CHANGED] > bindparam("at", type_=UTCDateTime())
 
 
 def is_record(record: object) -> ColumnElement[bool]:

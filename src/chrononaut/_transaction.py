@@ -203,6 +203,9 @@ def expire_listed(session: Session) -> None:
 def forget_transaction(session: Session) -> None:
     """Forget a transaction that has ended, and stop hearing its connections."""
     state = cast("TransactionState | None", session.info.pop(_TRANSACTION, None))
-    for connection, hearers in state.hearers.items() if state is not None else ():
+    if state is None:
+        return
+    for connection, hearers in state.hearers.items():
         if not connection.closed:
             stop_hearing(connection, hearers)
+    state.hearers.clear()  # or a closed connection, its hearers and this would hold one another
