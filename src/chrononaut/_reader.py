@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from datetime import datetime
-from math import isqrt
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import ColumnElement, FromClause, Select, and_, bindparam, func, inspect, select
+from sqlalchemy import ColumnElement, FromClause, Integer, Select, and_, bindparam, func, inspect, select
 from sqlalchemy.orm import InstanceState, Query, Session, object_session
 
 from chrononaut._history_record import HistoryRecord
@@ -74,7 +73,10 @@ def read_version_at(record: Model, at: datetime) -> HistoryRecord[Model] | Model
     if versions < _MANY:
         row = _read(record, _build_ended_later, at=at)
     else:
-        row = _read(record, _build_ended_later_of_many, at=at, marks=list(range(0, versions, isqrt(versions))))
+        # A power of two, so that there are not many statements to be prepared.
+        number = 1 << (versions.bit_length() // 2)
+        marks = {f"mark_{each}": each * versions // number for each in range(number)}
+        row = _read(record, _build_ended_later_of_many, number, at=at, **marks)
     if row is None:
         return None if _is_gone(record) else record
     if row.operation == "insert" or (row.began is not None and row.began > at):
@@ -92,12 +94,12 @@ def read_has_changed_since(record: object, since: datetime) -> bool:
     return _read(record, _build_has_ended_later, at=as_utc(since, "since")) is not None
 
 
-def _read(record: object, build: Callable[[VersionedTable, VersionedMapping], Select[Any]], **values: Any) -> Any:
+def _read(record: object, build: Callable[..., Select[Any]], *arguments: Hashable, **values: Any) -> Any:
     """Return the answer of a query about a record, which is built once for each model."""
     mapping = mapping_of(type(record))
     session = session_of(record)
     key = {f"key_{number}": part for number, part in enumerate(key_of(mapping, record))}
-    return session.scalar(mapping.base.statement(build, mapping), key | values)
+    return session.scalar(mapping.base.statement(build, mapping, *arguments), key | values)
 
 
 def _build_ended_later(base: VersionedTable, mapping: VersionedMapping) -> Select[Any]:
@@ -105,10 +107,10 @@ def _build_ended_later(base: VersionedTable, mapping: VersionedMapping) -> Selec
     return select(history).where(*_has_key(base), _ends_later(base.history)).order_by(history.version).limit(1)
 
 
-def _build_ended_later_of_many(base: VersionedTable, mapping: VersionedMapping) -> Select[Any]:
+def _build_ended_later_of_many(base: VersionedTable, mapping: VersionedMapping, number: int) -> Select[Any]:
     """Look at some versions here and there first, and then only behind the last of them that had ended."""
     marks = base.history.alias("marks")
-    is_mark = marks.c[VERSION].in_(bindparam("marks", expanding=True))
+    is_mark = marks.c[VERSION].in_([bindparam(f"mark_{each}", type_=Integer()) for each in range(number)])
     # Added to, so that no database goes backwards through all versions to find it.
     last = select(func.max(marks.c[VERSION] + 0)).where(*_has_key(base, marks), is_mark, ~_ends_later(marks))
     start = func.coalesce(last.scalar_subquery(), -1)

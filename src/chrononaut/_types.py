@@ -66,6 +66,14 @@ class UTCDateTime(TypeDecorator[datetime]):
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         return None if value is None else assume_utc(value)
 
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:
+        # To read many states is to read many of these: SQLite's text becomes one in one step.
+        return _from_text if dialect.name == "sqlite" else super().result_processor(dialect, coltype)
+
+
+def _from_text(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value + "+00:00")
+
 
 def stored_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
     """Return the type of a history column: it stores the same values, tied to nothing that may change later."""
