@@ -230,6 +230,15 @@ def test_hold_of_a_held_record_says_so(
             second.commit()
 
 
+@pytest.mark.backends("postgresql")  # whose setting it is
+def test_holding_for_a_while_leaves_the_waiting_time_as_it_was(session: Session, booked: Any) -> None:
+    """A transaction that has its own limit keeps it."""
+    record = session.get_one(type(booked), 2)
+    session.execute(sa.text("SET LOCAL lock_timeout = '1234ms'"))
+    with hold(session, record, timeout=5):
+        assert session.scalar(sa.text("SELECT current_setting('lock_timeout')")) == "1234ms"
+
+
 @pytest.mark.backends("mariadb")  # the others set the time for the transaction only
 def test_hold_that_was_refused_leaves_the_waiting_time_as_it_was(
     session_factory: sessionmaker[Session], session: Session, booked: Any

@@ -19,6 +19,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column, sessionmaker
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
@@ -124,6 +125,7 @@ class Act:
 
 RECORDS = ["set"] * 6 + ["remove", "add", "add", "refresh"]
 STATEMENTS = ["update_statement"] * 6 + ["delete_statement"] * 2 + ["insert_statement"] * 3 + ["listed_statement"] * 2
+STATEMENTS += ["upsert_statement"] * 2
 SESSIONS = ["flush", "commit", "rollback", "tick", "tick", "savepoint", "undo_savepoint"] + ["switch"] * 4
 ATTRIBUTES = ["text", "text", "n", "secret", "hits", "trick", "chip"]
 
@@ -500,6 +502,30 @@ class Player:
             self.world.begin((act.family, row.pop("id")), row)
         self._compare()
 
+    def _upsert_statement(self, act: Act) -> None:
+        """Insert records, or update those that are there; the objects in the session stay as they are."""
+        self._flush()
+        act = replace(act, model=act.family)
+        rows = {key: self._new_row(act, key) for key in ([0, 1, 2] if act.condition == "all" else [act.key])}
+        for key in rows.keys() - self.world.live[act.family].keys():
+            held = self.writer.objects().get((act.family, key))
+            if held is not None and act.sync is False:
+                self.session.expunge(held)
+        target: Any = act.model if act.target == "model" else act.model.__table__
+        statement, new = _upsert(self.session.get_bind().dialect.name, target, act)
+        given = [{"id": key} | row for key, row in rows.items()]
+        if act.target == "table":
+            self.session.execute(statement, given)
+        else:
+            self.session.execute(statement.values(given))
+        for key, row in rows.items():
+            place, present = (act.family, key), self.world.row((act.family, key))
+            if present is None:
+                self.world.begin(place, row)
+            else:
+                self.world.write(place, new(present))
+        self._compare()
+
     def _listed_statement(self, act: Act) -> None:
         self._flush()
         rows = self.world.live[act.family]
@@ -643,6 +669,22 @@ def _assignments(act: Act) -> tuple[dict[str, Any], Callable[[Row], Row]]:
         return result
 
     return values, new
+
+
+def _upsert(dialect: str, target: Any, act: Act) -> tuple[Any, Callable[[Row], Row]]:
+    """Return an upsert of a family, and what it makes of a row that is there."""
+    name = act.attribute if act.attribute in attributes_of(act.family) else "text"
+    values: Row = {name: act.number if name == "n" else None if name == "hits" else act.value}
+    statement: Any = {"sqlite": sqlite, "postgresql": postgresql}.get(dialect, mysql).insert(target)
+    inserted = statement.excluded if dialect in ("sqlite", "postgresql") else statement.inserted
+    sets: dict[str, Any] = {name: inserted[name]}
+    if act.also == "raise" and name != "n":
+        sets["n"] = act.family.__table__.c.n + sa.literal_column("1")
+    if dialect in ("sqlite", "postgresql"):
+        statement = statement.on_conflict_do_update(index_elements=["id"], set_=sets)
+    else:
+        statement = statement.on_duplicate_key_update(sets)
+    return statement, lambda row: values | ({"n": row["n"] + 1} if "n" in sets and name != "n" else {})
 
 
 # --- what must be so in the end

@@ -116,9 +116,11 @@ def _patience(connection: Connection, timeout: float | None) -> Generator[None]:
         yield
     elif connection.dialect.name == "postgresql":
         # Inside a savepoint, which undoes it if the wait fails.
-        connection.execute(text(f"SET LOCAL lock_timeout = '{max(1, round(timeout * 1000))}ms'"))
+        before = connection.scalar(text("SELECT current_setting('lock_timeout')"))
+        wait = text("SELECT set_config('lock_timeout', :time, true)")
+        connection.execute(wait, {"time": f"{max(1, round(timeout * 1000))}ms"})
         yield
-        connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
+        connection.execute(wait, {"time": before})
     else:
         before = connection.scalar(text("SELECT @@SESSION.innodb_lock_wait_timeout"))
         connection.execute(text(f"SET SESSION innodb_lock_wait_timeout = {max(1, round(timeout))}"))
