@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import Column, Connection, Result, Table, Update, literal
 from sqlalchemy.exc import InvalidRequestError
@@ -17,6 +17,15 @@ from chrononaut._change_info import ChangeInfoSource
 from chrononaut._history_table import CHANGE_INFO, CHANGED
 from chrononaut._mapping import VersionedMapping
 from chrononaut._transaction import SessionConfig, TransactionState, transaction_of
+from chrononaut.exceptions import UntrackedStatementError
+
+#: How often a statement is tried while others keep making rows match.
+_ATTEMPTS = 5
+Answer = TypeVar("Answer")
+
+
+class Disagreement(Exception):
+    """Other rows were written than captured."""
 
 
 class Execution:
@@ -84,6 +93,34 @@ class Execution:
         with self.transaction.passing():
             result: Result[Any] = self.state.invoke_statement(statement=statement, params=parameters)
             return result
+
+    def until_agreed(self, attempt: Callable[[bool], Answer], refusal: UntrackedStatementError) -> Answer:
+        """Return the answer of an attempt to capture and execute it; again, if others have come between.
+
+        :param attempt: told whether it is made again.
+        :param refusal: raised if history and rows would not agree in the end, after what was done is undone.
+        """
+        last: Disagreement | None = None
+        for number in range(_ATTEMPTS):
+            # SQLite has one writer at a time, so that nothing comes between, and starts no transaction by a savepoint.
+            savepoint = None if self.writer.dialect == "sqlite" else self.connection.begin_nested()
+            try:
+                answer = attempt(number > 0)
+            except Disagreement as error:
+                last = error
+                if savepoint is None:
+                    self.session.rollback()
+                    break
+                savepoint.rollback()
+            except BaseException:
+                if savepoint is not None and savepoint.is_active:
+                    savepoint.rollback()
+                raise
+            else:
+                if savepoint is not None:
+                    savepoint.commit()
+                return answer
+        raise refusal from last
 
     def marks(self, table: Table, columns: Mapping[str, Column[Any]]) -> dict[Any, Any]:
         """Return what ``RecordChanges`` keeps on the live row, for a model without versions."""

@@ -9,12 +9,8 @@ from sqlalchemy import ColumnElement, CursorResult, Delete, Result, Table, Updat
 from sqlalchemy.sql.dml import UpdateBase
 
 from chrononaut._bulk import count_written, with_values
-from chrononaut._execution import Execution
+from chrononaut._execution import Disagreement, Execution
 from chrononaut._mapping import target_of
-
-
-class Disagreement(Exception):
-    """Other rows were written than captured."""
 
 
 class Captured(NamedTuple):

@@ -10,9 +10,10 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from chrononaut._assignments import read_assignments
 from chrononaut._cascades import Cascade, dependents_of, refuse_key_change
+from chrononaut._execution import Disagreement
 from chrononaut._history_table import RecordChangesColumn
 from chrononaut._mapping import VersionedTable
-from chrononaut._sending import Captured, Disagreement, Sending
+from chrononaut._sending import Captured, Sending
 from chrononaut.exceptions import UntrackedStatementError
 
 

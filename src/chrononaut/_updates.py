@@ -16,18 +16,16 @@ from chrononaut._assignments import attributes_of, changes_by, is_noticed, read_
 from chrononaut._bulk import Rows, as_text, name_hidden
 from chrononaut._capture import Key
 from chrononaut._cascades import Cascade
-from chrononaut._execution import kind_of, mapping_in
+from chrononaut._execution import Disagreement, kind_of, mapping_in
 from chrononaut._history_table import VERSION, RecordChangesColumn, VersionColumn
 from chrononaut._listing import Listing
 from chrononaut._mapping import VersionedMapping, VersionedTable, model_of, target_of
 from chrononaut._present import bring_up_to_date, versions_in_session, versions_that_end
-from chrononaut._sending import Captured, Disagreement, Sending
+from chrononaut._sending import Captured, Sending
 from chrononaut._unversioned import UnversionedChange
 from chrononaut.exceptions import UntrackedStatementError
 from chrononaut.typing import Operation
 
-#: How often a statement is tried while others keep making rows match.
-_ATTEMPTS = 5
 Assignments = Mapping[Column[Any], ColumnElement[Any]]
 
 
@@ -136,27 +134,15 @@ class Change(Sending):
         """Execute the statement, captured; again, if others made rows match in between."""
         is_updating_objects = plan.operation == "update" and self._is_synchronized
         before = versions_in_session(self.session, plan.mapping) if is_updating_objects else {}
-        for _ in range(_ATTEMPTS):
-            ended: dict[Key, int] = {}
-            # SQLite has one writer at a time, so that nothing comes between, and starts no transaction by a savepoint.
-            savepoint = None if self.writer.dialect == "sqlite" else self.connection.begin_nested()
-            try:
-                result = self.send(plan.table.live, partial(self._capture, plan, ended if before else None))
-            except Disagreement as error:
-                if savepoint is None:
-                    self.session.rollback()
-                    raise self._refusal(plan) from error
-                savepoint.rollback()
-            except BaseException:
-                if savepoint is not None and savepoint.is_active:
-                    savepoint.rollback()
-                raise
-            else:
-                if savepoint is not None:
-                    savepoint.commit()
-                bring_up_to_date(self.session, plan.mapping, before, ended)
-                return result
-        raise self._refusal(plan)
+        ended: dict[Key, int] = {}
+
+        def attempt(is_again: bool) -> Result[Any]:
+            ended.clear()
+            return self.send(plan.table.live, partial(self._capture, plan, ended if before else None))
+
+        result = self.until_agreed(attempt, self._refusal(plan))
+        bring_up_to_date(self.session, plan.mapping, before, ended)
+        return result
 
     def _capture(self, plan: _Plan, ended: dict[Key, int] | None, statement: UpdateBase) -> Captured:
         """Lock and copy the rows that a statement is about to write; return it so that it writes their version too.

@@ -12,6 +12,7 @@ from chrononaut._assignments import attributes_of, read_assignments
 from chrononaut._bulk import Rows, as_text
 from chrononaut._capture import CurrentRow, Key, amend, copy_states, live_version, read_current
 from chrononaut._dialect import is_mariadb
+from chrononaut._execution import Disagreement
 from chrononaut._history_table import RecordChangesColumn
 from chrononaut._inserts import Insertion
 from chrononaut._mapping import VersionedMapping
@@ -30,13 +31,6 @@ from chrononaut._on_conflict import (
 )
 from chrononaut._wanted import WantedRecord, keys_in
 from chrononaut.exceptions import RecordLockedError, UntrackedStatementError
-
-#: How often a statement is tried while others keep inserting the rows that it found missing.
-_ATTEMPTS = 5
-
-
-class _Disagreement(Exception):
-    """A row was updated that was not there when the rows were read."""
 
 
 class Upsertion(Insertion):
@@ -121,34 +115,19 @@ class Upsertion(Insertion):
             # No parameter, which would keep drivers from sending many rows at once.
             lambda _: {live_version(mapping.base): live_version(mapping.base) + literal_column("1")},
         )
-        error: Exception | None = None
-        for attempt in range(_ATTEMPTS):
-            found = self._read(mapping, clause, given, lock_missing=attempt > 0)
-            # SQLite has one writer at a time, so that nothing comes between, and starts no transaction by a savepoint.
-            savepoint = None if self.writer.dialect == "sqlite" else self.connection.begin_nested()
-            try:
-                versions = self._prepare(mapping, clause, found)
-                result = self.run(statement)
-                keys = self._new_keys(mapping, clause, given, versions)
-            except _Disagreement as disagreement:
-                error = disagreement
-                if savepoint is None:
-                    self.session.rollback()
-                    break
-                savepoint.rollback()
-            except BaseException:
-                if savepoint is not None and savepoint.is_active:
-                    savepoint.rollback()
-                raise
-            else:
-                if savepoint is not None:
-                    savepoint.commit()
-                return result, keys
-        raise UntrackedStatementError(
+        refusal = UntrackedStatementError(
             f"This upsert wrote other rows of {mapping.base.live.name} than it was given plain values for, so it was "
             "undone. Are two rows of its list the same to the database? Do they conflict by a column of which only the "
             "database knows the value?"
-        ) from error
+        )
+
+        def attempt(is_again: bool) -> tuple[Result[Any], list[Key]]:
+            found = self._read(mapping, clause, given, lock_missing=is_again)
+            versions = self._prepare(mapping, clause, found)
+            result = self.run(statement)
+            return result, self._new_keys(mapping, clause, given, versions)
+
+        return self.until_agreed(attempt, refusal)
 
     def _read(
         self, mapping: VersionedMapping, clause: OnConflict, given: Sequence[GivenRow], lock_missing: bool
@@ -233,11 +212,11 @@ class Upsertion(Insertion):
     ) -> list[Key]:
         """Return the keys of the rows that were inserted.
 
-        :raises _Disagreement: if another row was updated, or not all are there.
+        :raises Disagreement: if another row was updated, or not all are there.
         """
         found = find_by_targets(self.connection, mapping.base, clause.targets, given)
         if len(found) != len(given) or any(version != versions.get(key, 0) for key, version in found.items()):
-            raise _Disagreement
+            raise Disagreement
         return [key for key in found if key not in versions]
 
     # --- tables that are not versioned
