@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from sqlalchemy import ARRAY, JSON, Boolean, DateTime, Dialect, Enum, String
 from sqlalchemy.dialects.mysql import DATETIME as MYSQL_DATETIME
@@ -48,6 +48,12 @@ def assume_utc(value: datetime) -> datetime:
     return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
 
 
+class _ResultProcessor(Protocol):
+    """Makes a point in time of what a driver returns."""
+
+    def __call__(self, value: Any) -> datetime | None: ...
+
+
 class UTCDateTime(TypeDecorator[datetime]):
     """Aware datetimes in Python, UTC in the database, whether it knows time zones or not."""
 
@@ -66,7 +72,7 @@ class UTCDateTime(TypeDecorator[datetime]):
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         return None if value is None else assume_utc(value)
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:
+    def result_processor(self, dialect: Dialect, coltype: object) -> _ResultProcessor | None:
         # To read many states is to read many of these: SQLite's text becomes one in one step.
         return _from_text if dialect.name == "sqlite" else super().result_processor(dialect, coltype)
 
