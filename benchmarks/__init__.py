@@ -1,1 +1,1 @@
-"""Measure chrononaut against unversioned SQLAlchemy and its peers: ``hatch run bench:run``."""
+"""Measure chrononaut against unversioned SQLAlchemy and its peers: ``hatch run bench``."""

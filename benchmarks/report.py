@@ -39,7 +39,7 @@ number of history rows written.
 To measure again, with nothing else running (about ten minutes; Python environments are made by the first run):
 
 ```sh
-hatch run bench:run
+hatch run bench
 ```
 
 All figures are in [benchmarks.json](benchmarks.json). No database waits for its disk here (`fsync = off`,
