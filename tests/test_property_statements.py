@@ -417,6 +417,9 @@ class Player:
     # statements
 
     def _update_statement(self, act: Act) -> None:
+        if act.sync is not False and self._is_partly_expired(act):
+            # SQLAlchemy takes such an object for one that matches, and gives it the new values, even if it does not.
+            act = replace(act, sync="fetch")
         values, new = _assignments(act)
         target = act.model.__table__ if act.target == "table" else act.model
         statement = sa.update(target).values(values).where(_where(act))
@@ -441,6 +444,11 @@ class Player:
         for place in matching:
             self._write(place, new, is_synchronized)
         self._compare()
+
+    def _is_partly_expired(self, act: Act) -> bool:
+        """Tell whether the condition cannot be evaluated for some object."""
+        found = (each for (family, _), each in self.writer.objects().items() if family is act.family)
+        return any(not attributes_of(type(each)) - HIDDEN - {"hits"} <= vars(each).keys() for each in found)
 
     def _matching(self, act: Act) -> list[Place]:
         """Return whom a statement is about, by the oracle."""
