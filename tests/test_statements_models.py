@@ -71,6 +71,7 @@ def dog(base: type[DeclarativeBase], engine: sa.Engine) -> Model:
         id: Mapped[int] = mapped_column(primary_key=True)
         kind: Mapped[str]
         name: Mapped[str]
+        touched: Mapped[int] = mapped_column(default=0, onupdate=1)
 
     class Dog(Animal):
         __tablename__ = "dog"
@@ -99,6 +100,7 @@ def test_update_of_a_joined_child_raises_the_record_s_version(session: Session, 
     session.expire_all()
     assert {each.id: each.version for each in session.scalars(sa.select(dog))} == {1: 1, 2: 1}
     assert [(old.name, old.trick, old.version) for old in first.versions()] == [("a", "sit", 0)]
+    assert first.touched == 0, "the statement did not update the base"
     assert first.versions()[0].change_info["hidden_cols_changed"] == ["chip"]
     session.execute(sa.update(target).values(trick="sit"))
     session.expire_all()

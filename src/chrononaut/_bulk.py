@@ -30,12 +30,12 @@ from sqlalchemy import (
     true,
     tuple_,
     type_coerce,
-    update,
 )
 from sqlalchemy.sql.visitors import replacement_traverse
 
 from chrononaut._capture import (
     Key,
+    amend,
     as_json,
     copied_columns,
     ended_states,
@@ -219,7 +219,7 @@ class Writer:
 
     def raise_version(self, rows: Rows, info: ColumnElement[str]) -> int:
         """Raise the version of the rows that change, and mark them, by a statement of its own."""
-        statement = update(rows.base.live).where(rows.changing(), is_copied(rows.base))
+        statement = amend(rows.base.live).where(rows.changing(), is_copied(rows.base))
         values = self.bookkeeping(replace(rows, changes=None), info)
         return count_written(self.connection, self.connection.execute(statement.values(values), execution_options=OWN))
 
