@@ -28,8 +28,8 @@ from sqlalchemy.sql.elements import BinaryExpression
 from sqlalchemy.sql.visitors import iterate
 
 from chrononaut._associations import Association, find_association
+from chrononaut._births import beginning_after
 from chrononaut._capture import (
-    FIRST_BIRTH,
     Birth,
     Key,
     copy_states,
@@ -41,6 +41,7 @@ from chrononaut._capture import (
     renumber,
 )
 from chrononaut._change_info import ChangeInfoSource
+from chrononaut._hearing import Parameters
 from chrononaut._history_table import VERSION
 from chrononaut._mapping import VersionedTable
 from chrononaut._suppression import is_suppressed
@@ -77,11 +78,7 @@ class AssociationHearer:
         self._pending: _Pending | None = None
 
     def before_execute(
-        self,
-        connection: Connection,
-        statement: Any,
-        parameters: Sequence[Mapping[str, Any]],
-        options: Mapping[str, Any],
+        self, connection: Connection, statement: Any, parameters: Parameters, options: Mapping[str, Any]
     ) -> Any:
         """Copy what a statement ends, and have it tell what it makes."""
         association = find_association(statement.table) if isinstance(statement, Insert | Update | Delete) else None
@@ -140,14 +137,11 @@ class AssociationHearer:
         births: list[Birth] = []
         renumbered: dict[Key, int] = {}
         for key in keys:
-            ended = last.get(key)
-            version = FIRST_BIRTH if ended is None else ended.version + 1
+            absence, began, first = beginning_after(last.get(key), not suppressed)
             if not suppressed:
-                began = None if ended is None else ended.changed
-                births.append(Birth(key, version, began, self._info().of_class(association.hooks), None))
-                version += 1
-            if max(version, 0) != 0:
-                renumbered[key] = version
+                births.append(Birth(key, absence, began, self._info().of_class(association.hooks), None))
+            if first != 0:
+                renumbered[key] = first
         if renumbered:
             renumber(connection, tables, renumbered)
         if births:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
@@ -48,6 +49,28 @@ class NewLife(NamedTuple):
     def has_birth(self) -> bool:
         """Whether its birth is recorded."""
         return self.mapping.track_inserts and not self.is_suppressed
+
+
+class Beginning(NamedTuple):
+    """How a life of a key begins.
+
+    :param absence: the version of the row that ends the absence before it.
+    :param began: when that absence began; None if the key was never used before.
+    :param first: the version of its first state.
+    """
+
+    absence: int
+    began: datetime | None
+    first: int
+
+
+def beginning_after(ended: LastState | None, has_birth: bool) -> Beginning:
+    """Return how a life begins after the history that its key already has, if it has any.
+
+    :param has_birth: whether its birth is recorded.
+    """
+    absence = FIRST_BIRTH if ended is None else ended.version + 1
+    return Beginning(absence, None if ended is None else ended.changed, max(absence + has_birth, 0))
 
 
 def begin_lives(
@@ -94,18 +117,15 @@ def _record(
     births: dict[VersionedTable, list[Birth]] = defaultdict(list)
     renumbered: dict[Key, int] = {}
     for key, life in zip(keys, lives, strict=True):
-        ended = last.get(key)
-        version = FIRST_BIRTH if ended is None else ended.version + 1
+        absence, began, first = beginning_after(last.get(key), life.has_birth)
         if life.has_birth:
-            began = None if ended is None else ended.changed
             text = info().of_object(life.state, previous_key=life.previous_key)
-            birth = Birth(key, version, began, text, _discriminator(life))
+            birth = Birth(key, absence, began, text, _discriminator(life))
             for each in life.mapping.tables:
                 births[each].append(birth)
-            version += 1
-        if max(version, 0) != 0:
-            renumbered[key] = version
-            set_committed_value(life.state.obj(), VERSION, version)
+        if first != 0:
+            renumbered[key] = first
+            set_committed_value(life.state.obj(), VERSION, first)
     if renumbered:
         renumber(connection, table, renumbered)
     for each, rows in births.items():

@@ -34,7 +34,7 @@ from chrononaut._cascades import Cascade, dependents_of, refuse_key_change
 from chrononaut._change_info import ChangeInfoSource
 from chrononaut._conflict import raise_stale
 from chrononaut._gate import refuse_replacing, refuse_untracked
-from chrononaut._hearing import hear
+from chrononaut._hearing import Parameters, hear
 from chrononaut._history_table import CHANGE_INFO, CHANGED_ATTRIBUTE, VERSION
 from chrononaut._mapping import VersionedMapping, VersionedTable, find_mapping, mapping_of, target_of
 from chrononaut._post_update import find_post_updates
@@ -399,11 +399,7 @@ class _FlushHearer:
         self._transaction = transaction
 
     def before_execute(
-        self,
-        connection: Connection,
-        statement: Any,
-        parameters: Sequence[Mapping[str, Any]],
-        options: Mapping[str, Any],
+        self, connection: Connection, statement: Any, parameters: Parameters, options: Mapping[str, Any]
     ) -> Any:
         """Copy the states that a statement ends."""
         if not isinstance(statement, UpdateBase):

@@ -23,11 +23,7 @@ class Hearer(Protocol):
     """Hears what is executed on a connection."""
 
     def before_execute(
-        self,
-        connection: Connection,
-        statement: Any,
-        parameters: Sequence[Mapping[str, Any]],
-        options: Mapping[str, Any],
+        self, connection: Connection, statement: Any, parameters: Parameters, options: Mapping[str, Any]
     ) -> Any:
         """Return the statement that is executed instead of the one that is about to be."""
         ...

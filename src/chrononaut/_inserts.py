@@ -10,8 +10,8 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm.attributes import set_committed_value
 
 from chrononaut._assignments import read_assignments
+from chrononaut._births import beginning_after
 from chrononaut._capture import (
-    FIRST_BIRTH,
     Birth,
     Key,
     amend,
@@ -151,13 +151,11 @@ class Insertion(Execution):
         births: list[Birth] = []
         versions: dict[Key, int] = {}
         for key in keys:
-            ended = last.get(key)
-            version = FIRST_BIRTH if ended is None else ended.version + 1
+            absence, began, first = beginning_after(last.get(key), is_recorded)
             if is_recorded:
-                births.append(Birth(key, version, None if ended is None else ended.changed, info, kinds.get(key)))
-                version += 1
-            if max(version, 0) != 0:
-                versions[key] = version
+                births.append(Birth(key, absence, began, info, kinds.get(key)))
+            if first != 0:
+                versions[key] = first
         if versions:
             renumber(connection, base, versions)
         for table in mapping.tables if births else ():
